@@ -1,0 +1,331 @@
+"""Softmax attention in plain XLA: one block, or blocks with an online softmax.
+
+Inside this file the T queries of the G samples of a prompt and of the heads that share a kv head
+are one axis of rows: q is [b, h, R, D] with R = T * G * (H / Hkv), beside k, v [b, h, S, D] as
+the cache holds them, b = Bk and h = Hkv.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+FEW_ROWS = 32  # at most this many rows: the keys, not the scores, are the larger array
+MIN_PREFIX = 128  # slots; a shorter prefix of the cache is not worth a branch
+DENSE_SCORES = 1 << 22  # at most this many scores are computed in one block
+BLOCK_SCORES = 1 << 19  # scores of a block, 2 MiB: what the caches of a CPU hold
+BLOCK_SLOTS = 256
+MIN_BLOCK_ROWS = 128
+
+MASKED = float(jnp.finfo(jnp.float32).min)  # finite, so that an empty row gives 0 and not nan
+NEVER = jnp.iinfo(jnp.int32).max
+
+
+class Labels(NamedTuple):
+    """What decides who sees whom: position and segment of each row or slot, [b, R] or [b, S]."""
+
+    positions: jax.Array
+    segments: jax.Array | None
+
+
+class Blocks(NamedTuple):
+    """Sizes of a block: batch rows (divides b), query rows, kv slots."""
+
+    batch: int
+    rows: int
+    slots: int
+
+
+def softmax_attention_xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_positions: jax.Array,
+    kv_positions: jax.Array,
+    q_segment_ids: jax.Array | None,
+    kv_segment_ids: jax.Array | None,
+    scale: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Arguments and results as in `softmax_attention`."""
+    (batch, time, heads, depth), (kv_batch, kv_heads) = q.shape, k.shape[:2]
+    split = (kv_batch, batch // kv_batch, time, kv_heads, heads // kv_heads)
+
+    def labels_of_rows(x: jax.Array | None) -> jax.Array | None:
+        if x is None:
+            return None
+        x = jnp.swapaxes(x.reshape(split[:3]), 1, 2)[..., None]
+        return jnp.broadcast_to(x, (*x.shape[:3], split[4])).reshape(kv_batch, -1)
+
+    rows = Labels(labels_of_rows(q_positions), labels_of_rows(q_segment_ids))
+    slots = Labels(kv_positions, kv_segment_ids)
+    folded = q.reshape(*split, depth).transpose(0, 3, 2, 1, 4, 5)
+    folded = folded.reshape(kv_batch, kv_heads, -1, depth)
+    out, lse = _attend(folded, k, v, rows, slots, scale)
+
+    def unfold(x: jax.Array) -> jax.Array:
+        x = x.reshape(kv_batch, kv_heads, time, split[1], split[4], -1)
+        return x.transpose(0, 3, 2, 1, 4, 5).reshape(batch, time, heads, -1)
+
+    return unfold(out), unfold(lse)[..., 0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, rows: Labels, slots: Labels, scale: float
+) -> tuple[jax.Array, jax.Array]:
+    """out [b, h, R, D] in q.dtype and lse [b, h, R] in float32."""
+    if q.shape[2] <= FEW_ROWS:
+        out, lse = _attend_filled_prefix(q, k, v, rows, slots, scale)
+    elif _fits_one_block(q, k):
+        out, lse = _attend_dense(q, k, v, rows, slots, scale)
+    else:
+        out, lse = _attend_blocks(q, k, v, rows, slots, scale)
+    return out.astype(q.dtype), lse
+
+
+def _attend_forward(q, k, v, rows, slots, scale):
+    out, lse = _attend(q, k, v, rows, slots, scale)
+    return (out, lse), (q, k, v, rows, slots, out, lse)
+
+
+def _attend_backward(scale, residuals, cotangents):
+    q, k, v, rows, slots, out, lse = residuals
+    out_bar, lse_bar = cotangents
+    # With p = exp(score - lse): dL/dscore = p (out_bar . v - out_bar . out + lse_bar).
+    shift = lse_bar - (out_bar.astype(jnp.float32) * out).sum(-1)
+    gradient = _dense_gradient if _fits_one_block(q, k) else _blocks_gradient
+    dq, dk, dv = gradient(q, k, v, rows, slots, out_bar.astype(q.dtype), lse, shift, scale)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _fits_one_block(q: jax.Array, k: jax.Array) -> bool:
+    return q[..., 0].size * k.shape[2] <= DENSE_SCORES
+
+
+# One block.
+
+
+def _visible(rows: Labels, slots: Labels) -> jax.Array:
+    """[b, 1, R, S]: whether a row sees a slot."""
+    positions = slots.positions[:, None]
+    visible = (positions >= 0) & (positions <= rows.positions[..., None])
+    if rows.segments is not None:
+        visible &= slots.segments[:, None] == rows.segments[..., None]
+    return visible[:, None]
+
+
+def _product(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(formula, x, y, preferred_element_type=jnp.float32)
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """q k^T, [b, h, R, S] in float32."""
+    rows = q.shape[2]
+    if rows > FEW_ROWS:
+        return _product("bhrd,bhsd->bhrs", q, k)
+    # XLA's CPU dot repacks its right operand: with few rows that must be q, at least 4 wide.
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, max(0, 4 - rows)), (0, 0)))
+    return _product("bhsd,bhdr->bhsr", k, q.swapaxes(2, 3))[..., :rows].swapaxes(2, 3)
+
+
+def _softmax_block(q, k, v, rows, slots, scale, floor):
+    """Un-normalised softmax against one block of slots.
+
+    Returns sum_s w[s] v[s] [b, h, R, D], the maximum m = max(floor, scores) and the total
+    sum_s w[s] [b, h, R], with w = exp(score - m).
+    """
+    scores = jnp.where(_visible(rows, slots), scale * _scores(q.astype(k.dtype), k), -jnp.inf)
+    maximum = jnp.maximum(floor, scores.max(-1))
+    weights = jnp.exp(scores - maximum[..., None])
+    return _product("bhrs,bhsd->bhrd", weights.astype(v.dtype), v), maximum, weights.sum(-1)
+
+
+def _normalise(weighted, maximum, total):
+    return weighted / jnp.where(total > 0, total, 1.0)[..., None], maximum + jnp.log(total)
+
+
+def _attend_dense(q, k, v, rows, slots, scale):
+    return _normalise(*_softmax_block(q, k, v, rows, slots, scale, MASKED))
+
+
+def _attend_filled_prefix(q, k, v, rows, slots, scale):
+    """One block over the shortest prefix of the slots, of a few lengths, with all visible ones."""
+    n_slots = k.shape[2]
+    # A prefix is copied before it is used, which pays up to about 0.4 of the cache.
+    lengths = [-(-n_slots // 4**i) for i in range(3) if n_slots >= MIN_PREFIX * 4**i] or [n_slots]
+    seen = (slots.positions >= 0) & (slots.positions <= rows.positions.max(1, keepdims=True))
+    filled = jnp.where(seen.any(0), jnp.arange(1, n_slots + 1), 0).max()
+
+    def attend_prefix(length: int) -> tuple[jax.Array, jax.Array]:
+        prefix = jax.tree.map(lambda x: x[:, :length], slots)
+        return _attend_dense(q, k[:, :, :length], v[:, :, :length], rows, prefix, scale)
+
+    index = sum((filled <= length).astype(jnp.int32) for length in lengths[1:])
+    return jax.lax.switch(index, [partial(attend_prefix, length) for length in lengths])
+
+
+def _dense_gradient(q, k, v, rows, slots, out_bar, lse, shift, scale):
+    """dq, dk, dv in float32; the scores are laid out [S, R], as the fastest products want them."""
+    visible = _visible(rows, slots).swapaxes(2, 3)
+    operand = q.astype(k.dtype)
+    scores = scale * _product("bhsd,bhrd->bhsr", k, operand)
+    weights = jnp.where(visible, jnp.exp(scores - lse[:, :, None]), 0.0)
+    weights_bar = _product("bhsd,bhrd->bhsr", v, out_bar)
+    scores_bar = scale * jnp.where(visible, weights * (weights_bar + shift[:, :, None]), 0.0)
+    scores_bar, weights = scores_bar.astype(k.dtype), weights.astype(v.dtype)
+    dq = _product("bhds,bhsr->bhdr", k.swapaxes(2, 3), scores_bar).swapaxes(2, 3)
+    dk = _product("bhsr,bhrd->bhsd", scores_bar, operand)
+    return dq, dk, _product("bhsr,bhrd->bhsd", weights, out_bar.astype(v.dtype))
+
+
+# Many blocks: a scan over blocks of rows, and for each a loop over the blocks of slots it sees.
+
+
+def _attend_blocks(q, k, v, rows, slots, scale):
+    blocks = _block_sizes(q, k)
+    visible_blocks, slots_at = _block_index(k, v, slots, blocks)
+
+    def attend_rows(_, inputs):
+        batch, q, rows = inputs
+        order, count = visible_blocks(batch, rows)
+
+        def step(i, state):
+            weighted, maximum, total = state
+            block = slots_at(batch, order[i])
+            added, new_maximum, added_total = _softmax_block(
+                q, block[0], block[1], rows, block[2], scale, maximum
+            )
+            decay = jnp.exp(maximum - new_maximum)
+            return weighted * decay[..., None] + added, new_maximum, total * decay + added_total
+
+        zero = jnp.zeros_like(q, jnp.float32)
+        state = zero, zero[..., 0] + MASKED, zero[..., 0]
+        return None, _normalise(*jax.lax.fori_loop(0, count, step, state))
+
+    out, lse = _scan_rows(attend_rows, None, q, rows, (), blocks)[1]
+    return _from_grid(out, q, blocks), _from_grid(lse, q[..., 0], blocks)
+
+
+def _blocks_gradient(q, k, v, rows, slots, out_bar, lse, shift, scale):
+    blocks = _block_sizes(q, k)
+    visible_blocks, slots_at = _block_index(k, v, slots, blocks)
+
+    def gradient_of_rows(kv_bar, inputs):
+        batch, q, rows, *of_rows = inputs
+        order, count = visible_blocks(batch, rows)
+
+        def step(i, state):
+            dq, dk, dv = state
+            block = slots_at(batch, order[i])
+            added = _dense_gradient(q, block[0], block[1], rows, block[2], *of_rows, scale)
+            start = (batch, 0, _first_slot(order[i], k, blocks), 0)
+
+            def add(total, x):
+                x += jax.lax.dynamic_slice(total, start, x.shape)
+                return jax.lax.dynamic_update_slice(total, x, start)
+
+            return dq + added[0], add(dk, added[1]), add(dv, added[2])
+
+        dq, *kv_bar = jax.lax.fori_loop(0, count, step, (jnp.zeros_like(q, jnp.float32), *kv_bar))
+        return kv_bar, dq
+
+    kv_bar = [jnp.zeros_like(x, jnp.float32) for x in (k, v)]
+    per_row = (out_bar, lse, shift)
+    (dk, dv), dq = _scan_rows(gradient_of_rows, kv_bar, q, rows, per_row, blocks)
+    return _from_grid(dq, q, blocks), dk, dv
+
+
+def _block_sizes(q: jax.Array, k: jax.Array) -> Blocks:
+    (batch, heads, n_rows), n_slots = q.shape[:3], k.shape[2]
+    slots = min(n_slots, BLOCK_SLOTS)
+    rows = min(n_rows, max(MIN_BLOCK_ROWS, BLOCK_SCORES // (heads * slots)))
+    most = max(1, BLOCK_SCORES // (heads * rows * slots))
+    return Blocks(max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most), rows, slots)
+
+
+def _first_slot(block: jax.Array, k: jax.Array, blocks: Blocks) -> jax.Array:
+    """The last block overlaps the one before it where the block size does not divide S."""
+    return jnp.minimum(block * blocks.slots, k.shape[2] - blocks.slots)
+
+
+def _block_index(k, v, slots: Labels, blocks: Blocks) -> tuple[Callable, Callable]:
+    """Two functions: the blocks of slots that a block of rows sees, and the arrays of one."""
+    bounds = _block_bounds(slots, blocks.slots)
+
+    def visible_blocks(batch, rows: Labels) -> tuple[jax.Array, jax.Array]:
+        """Order that puts the visible blocks first, and their number."""
+        first, lowest, highest = (
+            jax.lax.dynamic_slice_in_dim(x, batch, blocks.batch) for x in bounds
+        )
+        _, rows_lowest, rows_highest = _block_bounds(rows, blocks.rows)
+        visible = first <= rows.positions.max(1, keepdims=True)
+        visible &= (lowest <= rows_highest) & (highest >= rows_lowest)
+        visible = visible.any(0)
+        return jnp.argsort(~visible), visible.sum()
+
+    def slots_at(batch, block) -> tuple[jax.Array, jax.Array, Labels]:
+        start = _first_slot(block, k, blocks)
+        k_block, v_block = (
+            jax.lax.dynamic_slice(
+                x, (batch, 0, start, 0), (blocks.batch, x.shape[1], blocks.slots, x.shape[3])
+            )
+            for x in (k, v)
+        )
+        labels = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice(x, (batch, start), (blocks.batch, blocks.slots)), slots
+        )
+        again = start + jnp.arange(blocks.slots) < block * blocks.slots
+        return k_block, v_block, labels._replace(positions=jnp.where(again, -1, labels.positions))
+
+    return visible_blocks, slots_at
+
+
+def _block_bounds(labels: Labels, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """First position, lowest and highest segment of each block [b, n]; an empty one has none."""
+    padding = -labels.positions.shape[1] % size
+
+    def split(x: jax.Array, fill: int) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, padding)), constant_values=fill)
+        return x.reshape(x.shape[0], -1, size)
+
+    positions = split(labels.positions, -1)
+    used = positions >= 0
+    segments = jnp.zeros_like(used, jnp.int32)
+    if labels.segments is not None:
+        segments = split(labels.segments, 0)
+    return (
+        jnp.where(used, positions, NEVER).min(-1),
+        jnp.where(used, segments, NEVER).min(-1),
+        jnp.where(used, segments, -NEVER).max(-1),
+    )
+
+
+def _scan_rows(body: Callable, carry, q, rows: Labels, per_row: tuple, blocks: Blocks):
+    """Scans `body` over the grid of blocks of rows, with the first batch row of each."""
+    n_row_blocks = -(-q.shape[2] // blocks.rows)
+    batch = jnp.repeat(jnp.arange(0, q.shape[0], blocks.batch), n_row_blocks)
+    labels = jax.tree.map(lambda x: _to_grid(x[:, None], blocks, -1)[:, :, 0], rows)
+    return jax.lax.scan(
+        body, carry, (batch, _to_grid(q, blocks), labels, *(_to_grid(x, blocks) for x in per_row))
+    )
+
+
+def _to_grid(x: jax.Array, blocks: Blocks, fill: int = 0) -> jax.Array:
+    """[b, h, R, ...] -> [grid, batch, h, rows, ...], the last block of rows padded."""
+    batch, heads, n_rows, *rest = x.shape
+    padding = [(0, 0), (0, 0), (0, -n_rows % blocks.rows)] + [(0, 0)] * len(rest)
+    x = jnp.pad(x, padding, constant_values=fill)
+    x = x.reshape(batch // blocks.batch, blocks.batch, heads, -1, blocks.rows, *rest)
+    return jnp.moveaxis(x, 3, 1).reshape(-1, blocks.batch, heads, blocks.rows, *rest)
+
+
+def _from_grid(x: jax.Array, like: jax.Array, blocks: Blocks) -> jax.Array:
+    """The inverse of `_to_grid`, for an array of the shape of `like`."""
+    batch, heads, n_rows, *rest = like.shape
+    x = x.reshape(batch // blocks.batch, -1, blocks.batch, heads, blocks.rows, *rest)
+    return jnp.moveaxis(x, 1, 3).reshape(batch, heads, -1, *rest)[:, :, :n_rows]
