@@ -1,0 +1,64 @@
+"""What an objective reports about its batch, and how the reports of micro-batches merge."""
+
+import jax
+import jax.numpy as jnp
+
+from mmrl.rl.ratios import ratio_bounds
+
+Metrics = dict[str, jax.Array]
+
+
+def token_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `values` over the tokens that `mask` keeps, 0 if there are none."""
+    keep = mask > 0
+    return jnp.where(keep, values, 0).sum() / jnp.maximum(keep.sum(), 1)
+
+
+def policy_metrics(
+    loss: jax.Array,
+    ratio: jax.Array,
+    token_log_ratio: jax.Array,
+    dropped: jax.Array,
+    mask: jax.Array,
+    *,
+    eps_low: float | None = None,
+    eps_high: float | None = None,
+) -> Metrics:
+    """Scalars of one batch; arrays are [..., T].
+
+    `loss/clip_fraction` is the share of tokens with a ratio outside the bounds, whatever the
+    advantage, and the sum of its `_high` and `_low` parts. `loss/dropped_fraction` is the share
+    that the rule leaves without gradient: none for CISPO without mask bounds. `kl/behaviour`
+    estimates KL(pi_old || pi) by k3.
+    """
+    low, high = ratio_bounds(eps_low, eps_high)
+    metrics = {
+        "loss/policy": loss,
+        "loss/clip_fraction": token_mean((ratio > high) | (ratio < low), mask),
+        "loss/clip_fraction_high": token_mean(ratio > high, mask),
+        "loss/clip_fraction_low": token_mean(ratio < low, mask),
+        "loss/dropped_fraction": token_mean(dropped, mask),
+        "ratio/mean": token_mean(ratio, mask),
+        "ratio/max": jnp.where(mask > 0, ratio, 0).max(),
+        "kl/behaviour": token_mean(jnp.expm1(token_log_ratio) - token_log_ratio, mask),
+        "tokens/loss": (mask > 0).sum().astype(jnp.float32),
+    }
+    return jax.lax.stop_gradient(metrics)
+
+
+def combine_metrics(metrics: Metrics) -> Metrics:
+    """Metrics of M micro-batches, each stacked to [M] (as `lax.scan` does), as of one batch.
+
+    By name: `loss/*` and `tokens/*` add up, except fractions; `*max` are maxima; all others are
+    means over the `tokens/loss` tokens.
+    """
+    tokens = metrics["tokens/loss"]
+
+    def combine(key, values):
+        if key.startswith(("loss/", "tokens/")) and "fraction" not in key:
+            return values.sum()
+        if key.endswith("max"):
+            return values.max()
+        return (values * tokens).sum() / jnp.maximum(tokens.sum(), 1)
+
+    return {key: combine(key, values) for key, values in metrics.items()}
