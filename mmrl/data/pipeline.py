@@ -1,0 +1,202 @@
+"""Batches of examples for rollouts and of token rows for the supervised warm start.
+
+Iterators are grain's: `get_state()` is a small JSON value, `set_state()` resumes at the next batch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from grain.experimental import FirstFitPackIterDataset
+
+from mmrl.data.files import read_examples
+from mmrl.data.records import Example
+from mmrl.data.tasks import ReasoningGymSource
+from mmrl.data.tokenizer import Tokenizer
+from mmrl.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and in which order.
+
+    source          "reasoning_gym", or a .jsonl or .parquet path with an optional `@[a:b]` slice
+    datasets        reasoning_gym: {name: settings and weight}, see `ReasoningGymSource`
+    size            reasoning_gym: examples in an epoch
+    split           reasoning_gym: "train" or "held_out", disjoint by a hash of the question
+    held_out_every  reasoning_gym: one question in this many is held out
+    *_key           files: names of the fields, see `read_examples`
+    prompt_suffix   appended to text prompts; where answers begin, when the question does not say
+    shuffle, seed   a new order each epoch; the seed also fixes what reasoning_gym generates
+    """
+
+    source: str = "reasoning_gym"
+    datasets: dict[str, dict[str, Any]] = field(default_factory=lambda: {"chain_sum": {}})
+    size: int = 1_000_000
+    split: Literal["train", "held_out"] = "train"
+    held_out_every: int = 16
+    input_key: str = "input"
+    label_key: str | None = None
+    metadata_key: str = "metadata"
+    tool_key: str = "tools"
+    prompt_suffix: str = ""
+    shuffle: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.size < 2**32:
+            raise UserError(f"size must be from 1 to 2^32 - 1, got {self.size}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
+        if self.held_out_every < 2:
+            raise UserError(f"held_out_every must be at least 2, got {self.held_out_every}")
+        if self.split not in ("train", "held_out"):
+            raise UserError(f"split must be 'train' or 'held_out', got {self.split!r}")
+        if self.source != "reasoning_gym" and self.split == "held_out":
+            raise UserError(
+                f"only reasoning_gym has a held_out split; for {self.source} name another file or "
+                "hold rows out with a slice, path@[a:b]"
+            )
+
+
+def examples(config: DataConfig) -> grain.MapDataset:
+    """One epoch of `Example`s in the order of the source: `dataset[i]` and `len(dataset)`."""
+    if config.source == "reasoning_gym":
+        source: Any = ReasoningGymSource(
+            config.datasets,
+            seed=config.seed,
+            size=config.size,
+            held_out=config.split == "held_out",
+            held_out_every=config.held_out_every,
+        )
+    else:
+        source = read_examples(
+            config.source,
+            input_key=config.input_key,
+            label_key=config.label_key,
+            metadata_key=config.metadata_key,
+            tool_key=config.tool_key,
+        )
+
+    def add_suffix(example: Example) -> Example:
+        if isinstance(example.prompt, str):
+            return dataclasses.replace(example, prompt=example.prompt + config.prompt_suffix)
+        return example
+
+    return grain.MapDataset.source(source).map(add_suffix)
+
+
+def example_batches(
+    config: DataConfig,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless iterator of lists of `Example`s, `batch_size` over all processes.
+
+    Epoch follows epoch without a gap, each in an order of its own. Process i of n takes examples
+    i, i + n, i + 2n, … of the one global order, so batch k is the same set of examples for every
+    number of processes, and so is the state. Raises `UserError` if `batch_size` cannot be shared
+    equally.
+    """
+    stream = _stream(config, process_index, process_count)
+    local = _local_batch_size(batch_size, process_count)
+    # Without drop_remainder grain rounds the length of the endless stream up, beyond an int.
+    return iter(_iterate(stream.batch(local, drop_remainder=True, batch_fn=list)))
+
+
+def supervised_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    length: int,
+    pack: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless iterator of prompt + label + end rows for next-token training.
+
+    Takes the examples of `example_batches` in the same order, one a row, or with `pack` as many as
+    fit, first fit. Shapes never change; B = `batch_size` / `process_count`, T = `length`:
+        tokens       [B, T] int32, padded on the right with `tokenizer.pad_id`
+        mask         [B, T] float32, 1 where the token is a target: the label and the end token
+        segment_ids  [B, T] int32, 1, 2, … for the examples of a row, 0 for padding
+        positions    [B, T] int32, from 0 in each example
+
+    mask[b, t] belongs to tokens[b, t], which the logits at t - 1 predict; the first token of an
+    example is never a target. Raises `UserError` for an example that is longer than `length` (none
+    is cut or dropped), has no label to learn, or an empty prompt.
+    """
+    local = _local_batch_size(batch_size, process_count)
+    rows = FirstFitPackIterDataset(
+        _iterate(
+            _stream(config, process_index, process_count).map(
+                lambda example: _token_row(example, tokenizer, length)
+            )
+        ),
+        length_struct={"tokens": length, "mask": length},
+        padding_struct={"tokens": tokenizer.pad_id, "mask": 0},
+        num_packing_bins=local,
+        shuffle_bins=False,
+        max_sequences_per_bin=None if pack else 1,
+    )
+    return iter(rows.map(_rename).batch(local))
+
+
+def _stream(config: DataConfig, process_index: int, process_count: int) -> grain.MapDataset:
+    """Endless examples of one process."""
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index must be from 0 to {process_count - 1}, got {process_index}")
+    epoch = examples(config)
+    if config.shuffle:
+        epoch = epoch.shuffle(seed=config.seed)
+    return epoch.repeat()[process_index::process_count]
+
+
+def _iterate(dataset: grain.MapDataset) -> grain.IterDataset:
+    # Examples are generated or in memory: reading threads would only contend for the interpreter.
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+
+
+def _local_batch_size(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} must be a positive multiple of {process_count} processes"
+        )
+    return batch_size // process_count
+
+
+def _token_row(example: Example, tokenizer: Tokenizer, length: int) -> dict[str, np.ndarray]:
+    if not isinstance(example.prompt, str) or not example.prompt:
+        raise UserError(f"supervised training needs a text prompt, got {example.prompt!r}")
+    if isinstance(example.label, bool) or not isinstance(example.label, str | int | float):
+        raise UserError(
+            f"supervised training needs a text label, got {example.label!r} for "
+            f"{example.prompt!r}: set label_key, or leave this dataset out of the warm start"
+        )
+    prompt = tokenizer.encode(example.prompt)
+    target = [*tokenizer.encode(str(example.label)), tokenizer.eos_id]
+    if len(prompt) + len(target) > length:
+        raise UserError(
+            f"an example has {len(prompt)} prompt and {len(target)} target tokens, more than "
+            f"{length}: raise the length or leave it out. It is {example.prompt!r}"
+        )
+    mask = [0] * len(prompt) + [1] * len(target)
+    return {
+        "tokens": np.asarray(prompt + target, np.int32),
+        "mask": np.asarray(mask, np.float32),
+    }
+
+
+def _rename(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        "tokens": packed["tokens"],
+        "mask": packed["mask"],
+        "segment_ids": packed["tokens_segment_ids"],
+        "positions": packed["tokens_positions"],
+    }

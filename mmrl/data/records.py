@@ -1,0 +1,67 @@
+"""The records of one task: what the data gives (`Example`) and what a reward judges (`Sample`)."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+
+class Status(int, enum.Enum):
+    """How a response ended: an int in arrays, slime's string as `.value`.
+
+    `Status(1)` and `Status("completed")` are both `Status.COMPLETED`.
+    """
+
+    PENDING = 0, "pending"
+    COMPLETED = 1, "completed"
+    TRUNCATED = 2, "truncated"
+    ABORTED = 3, "aborted"
+    FAILED = 4, "failed"
+
+    def __new__(cls, code: int, name: str) -> Self:
+        member = int.__new__(cls, code)
+        member._value_ = name
+        return member
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Status | None":
+        return next((member for member in cls if int(member) == value), None)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the data.
+
+    prompt    text, or chat messages {"role": …, "content": …}
+    label     what the reward compares with, and the target of the supervised warm start
+    metadata  anything else the reward needs
+    tools     tool descriptions for the prompt
+    """
+
+    prompt: str | list[dict[str, Any]]
+    label: Any = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
+
+
+@dataclass
+class Sample:
+    """One response to one prompt, with slime's field names (Sample of slime/utils/types.py).
+
+    tokens             prompt and response token ids
+    response_length    R, number of response tokens
+    loss_mask          [R], 1 where a response token counts in the loss
+    rollout_log_probs  [R], of the distribution that the token was drawn from
+    """
+
+    group_index: int | None = None
+    index: int | None = None
+    prompt: str | list[dict[str, Any]] = ""
+    tokens: list[int] = field(default_factory=list)
+    response: str = ""
+    response_length: int = 0
+    label: Any = None
+    reward: float | dict[str, Any] | None = None
+    loss_mask: list[int] | None = None
+    rollout_log_probs: list[float] | None = None
+    status: Status = Status.PENDING
+    metadata: dict[str, Any] = field(default_factory=dict)

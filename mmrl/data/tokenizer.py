@@ -1,0 +1,105 @@
+"""Text to token ids and back."""
+
+import functools
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from mmrl.errors import UserError
+
+PRINTABLE_ASCII = "\n" + "".join(map(chr, range(32, 127)))
+
+
+class Tokenizer(Protocol):
+    """What the rest of mmrl asks of a tokenizer.
+
+    `encode` adds no special ids; `decode` leaves out padding and stop ids and accepts any int.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """One id a character: padding 0, end 1, unknown 2, then the alphabet in its order.
+
+    A character outside the alphabet is a `UserError`, or id 2 with `unknown="replace"`. Ids that
+    stand for no character decode to U+FFFD, so that a model with a larger vocabulary cannot fail.
+    """
+
+    alphabet: str = PRINTABLE_ASCII
+    unknown: Literal["error", "replace"] = "error"
+
+    pad_id = 0
+    eos_id = 1
+    unknown_id = 2
+    stop_ids = (eos_id,)
+
+    def __post_init__(self):
+        repeated = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
+        if not self.alphabet or repeated:
+            raise UserError(f"the alphabet must hold each character once; repeated: {repeated}")
+        if self.unknown not in ("error", "replace"):
+            raise UserError(f"unknown must be 'error' or 'replace', got {self.unknown!r}")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.alphabet) + 3
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {character: index for index, character in enumerate(self.alphabet, 3)}
+
+    @functools.cached_property
+    def _characters(self) -> dict[int, str]:
+        return dict(enumerate(self.alphabet, 3))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the characters of `text`. Raises `UserError` as `unknown` says."""
+        if self.unknown == "replace":
+            return [self._ids.get(character, self.unknown_id) for character in text]
+        try:
+            return [self._ids[character] for character in text]
+        except KeyError as error:
+            character = error.args[0]
+            at = text.index(character)
+            raise UserError(
+                f"character {character!r} at position {at} of {text[max(0, at - 20) : at + 20]!r} "
+                "is not in the tokenizer's alphabet: add it, or set unknown='replace'"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` without padding and end ids."""
+        return "".join(
+            self._characters.get(index, "\N{REPLACEMENT CHARACTER}")
+            for index in map(int, ids)
+            if index not in (self.pad_id, self.eos_id)
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a JSON file that `load_tokenizer` reads."""
+        content = {"type": "char", "alphabet": self.alphabet, "unknown": self.unknown}
+        Path(path).write_text(json.dumps(content) + "\n")
+
+
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that `save` wrote to `path`. Raises `UserError` naming the file."""
+    try:
+        fields = json.loads(Path(path).read_text())
+        if fields.pop("type") != "char":
+            raise ValueError("its type must be 'char'")
+        return CharTokenizer(**fields)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a tokenizer file: {error}") from error

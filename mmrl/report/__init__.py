@@ -1,0 +1,1 @@
+"""What a run leaves and shows: metrics and rollouts on disk, live progress, the HTML report."""

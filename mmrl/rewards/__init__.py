@@ -1,0 +1,5 @@
+"""Rewards: functions `reward(sample) -> float | dict`, named by import path, and their runner."""
+
+from mmrl.rewards.runner import Reward, RewardResult, resolve, score
+
+__all__ = ["Reward", "RewardResult", "resolve", "score"]

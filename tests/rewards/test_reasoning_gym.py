@@ -1,0 +1,35 @@
+import pytest
+
+from mmrl.data import DataConfig, Sample, examples
+from mmrl.rewards import resolve
+
+
+def sample(name, response, **settings):
+    example = examples(DataConfig(datasets={name: settings}))[0]
+    text = response(example) if callable(response) else response
+    return Sample(response=text, label=example.label, metadata=example.metadata)
+
+
+reward = resolve("mmrl.rewards.reasoning_gym:score")
+
+
+@pytest.mark.parametrize("name", ["chain_sum", "spell_backward", "gcd", "simple_equations"])
+def test_the_label_solves_and_nonsense_does_not(name):
+    solved = {"reward": 1.0, "solved": 1.0}
+    assert reward(sample(name, lambda example: example.label)) == solved
+    assert reward(sample(name, lambda example: f" {example.label}\n")) == solved
+    thought = sample(name, lambda example: f"17? <answer>\n{example.label} </answer> done")
+    assert reward(thought) == solved
+    for nonsense in ("?", ""):
+        assert reward(sample(name, nonsense))["solved"] == 0.0
+
+
+def test_partial_credit_is_the_datasets_own_and_not_solved():
+    """spell_backward gives the share of letters in place: all but the first, here."""
+    result = reward(sample("spell_backward", lambda example: "?" + example.label[1:]))
+    letters = len(sample("spell_backward", "").label)
+    assert result == {"reward": pytest.approx((letters - 1) / letters), "solved": 0.0}
+
+
+def test_chain_sum_accepts_equal_numbers_written_otherwise():
+    assert reward(sample("chain_sum", lambda example: f"{example.label}.00"))["solved"] == 1.0
