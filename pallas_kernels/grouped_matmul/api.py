@@ -1,6 +1,7 @@
 """Grouped matmul: the public function, its checks and the choice of implementation."""
 
 import difflib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def _best(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> jax.Array:
     )
 
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str | None, Callable[..., jax.Array]] = {
     None: _best,
     "ragged_dot": _ragged_dot,
     "reference": grouped_matmul_reference,
@@ -52,7 +53,7 @@ def grouped_matmul(
     """
     if implementation not in IMPLEMENTATIONS:
         names = [name for name in IMPLEMENTATIONS if name]
-        nearest = difflib.get_close_matches(implementation, names, 1, 0)[0]
+        nearest = difflib.get_close_matches(str(implementation), names, 1, 0)[0]
         raise ValueError(
             f"grouped_matmul: unknown implementation {implementation!r}; did you mean {nearest!r}?"
             f" One of {names} or None."

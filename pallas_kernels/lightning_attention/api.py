@@ -4,14 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax import lax
 
-from pallas_kernels.lightning_attention import reference, xla
+from pallas_kernels.lightning_attention import mosaic_tpu, reference, triton, xla
 
 IMPLEMENTATIONS = {
     "reference": reference.lightning_attention,
     "xla": xla.lightning_attention,
+    "mosaic_tpu": mosaic_tpu.lightning_attention,
+    "triton": triton.lightning_attention,
 }
+PALLAS = {"tpu": ("mosaic_tpu", mosaic_tpu), "gpu": ("triton", triton)}
 
 
 @functools.partial(jax.jit, static_argnames="implementation")
@@ -47,7 +51,8 @@ def lightning_attention(
       slopes: [H], positive decay rates.
       initial_state: [B, H, D, D] as (d_k, d_v); zeros if None.
       segment_ids: int [B, T]; None means one segment without padding.
-      implementation: "reference", "xla", or None for the best on this platform.
+      implementation: "reference", "xla", "mosaic_tpu", "triton", or None for the best on this
+        platform.
 
     Returns:
       out: [B, T, H, D] in the dtype of q.
@@ -59,18 +64,47 @@ def lightning_attention(
     Source: Lightning Attention-2 (arXiv 2401.04658), equations 2-5; MiniMax-01 (arXiv 2501.08313).
     """
     _check(q, k, v, slopes, initial_state, segment_ids)
-    implementation = implementation or "xla"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"lightning_attention: implementation {implementation!r} is not available here; "
-            f"choose one of {', '.join(map(repr, IMPLEMENTATIONS))}, or None for the best of them"
-        )
+    implementation = _choose(q) if implementation is None else _available(implementation, q)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     if initial_state is None:  # zeros_like an outer product: keeps the inputs' sharding
         initial_state = jnp.zeros_like(k[:, 0, :, :, None] * v[:, 0, :, None, :], dtype)
     return IMPLEMENTATIONS[implementation](
         q, k, v, lax.stop_gradient(slopes), initial_state.astype(dtype), segment_ids
     )
+
+
+def _available(implementation: str, q: jax.Array) -> str:
+    """`implementation`, or ValueError if it does not exist, or not for this platform and shape."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"lightning_attention: there is no implementation {implementation!r}; "
+            f"choose one of {', '.join(map(repr, IMPLEMENTATIONS))}, or None for the best of them"
+        )
+    for platform, (name, kernel) in PALLAS.items():
+        if name == implementation:
+            reason = kernel.unsupported(q)
+            if jax.default_backend() != platform:
+                reason = f"needs a {platform}, and this is a {jax.default_backend()}"
+            if reason is not None:
+                raise ValueError(f"lightning_attention: {name!r} {reason}; None picks another")
+    return implementation
+
+
+def _choose(q: jax.Array) -> str:
+    """The platform's Pallas kernel where it takes q, else "xla"; a log line says why."""
+    if jax.default_backend() not in PALLAS:
+        return "xla"
+    name, kernel = PALLAS[jax.default_backend()]
+    mesh = jax.sharding.get_abstract_mesh()
+    reason = kernel.unsupported(q)
+    if name == "triton" and q.dtype == jnp.float32:
+        reason = "spills registers in float32"
+    if not mesh.empty and mesh.size > 1 and not mesh.manual_axes:
+        reason = "cannot be partitioned by XLA: call it inside shard_map"
+    if reason is None:
+        return name
+    logging.log_first_n(logging.INFO, "lightning_attention: %s %s; using xla", 4, name, reason)
+    return "xla"
 
 
 def _check(

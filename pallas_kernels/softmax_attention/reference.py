@@ -23,7 +23,7 @@ def softmax_attention_reference(
 
     kv_positions = jnp.repeat(kv_positions, repeats, axis=0)[:, None, None, :]
     visible = (kv_positions >= 0) & (kv_positions <= q_positions[:, None, :, None])
-    if q_segment_ids is not None:
+    if q_segment_ids is not None and kv_segment_ids is not None:
         kv_segment_ids = jnp.repeat(kv_segment_ids, repeats, axis=0)[:, None, None, :]
         visible &= kv_segment_ids == q_segment_ids[:, None, :, None]
     scores = scale * jnp.einsum("bthd,bhsd->bhts", q.astype(jnp.float32), repeat_heads(k))

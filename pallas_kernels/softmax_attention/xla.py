@@ -52,13 +52,12 @@ def softmax_attention_xla(
     (batch, time, heads, depth), (kv_batch, kv_heads) = q.shape, k.shape[:2]
     split = (kv_batch, batch // kv_batch, time, kv_heads, heads // kv_heads)
 
-    def labels_of_rows(x: jax.Array | None) -> jax.Array | None:
-        if x is None:
-            return None
+    def of_rows(x: jax.Array) -> jax.Array:
         x = jnp.swapaxes(x.reshape(split[:3]), 1, 2)[..., None]
         return jnp.broadcast_to(x, (*x.shape[:3], split[4])).reshape(kv_batch, -1)
 
-    rows = Labels(labels_of_rows(q_positions), labels_of_rows(q_segment_ids))
+    row_segments = None if q_segment_ids is None else of_rows(q_segment_ids)
+    rows = Labels(of_rows(q_positions), row_segments)
     slots = Labels(kv_positions, kv_segment_ids)
     folded = q.reshape(*split, depth).transpose(0, 3, 2, 1, 4, 5)
     folded = folded.reshape(kv_batch, kv_heads, -1, depth)
@@ -114,7 +113,7 @@ def _visible(rows: Labels, slots: Labels) -> jax.Array:
     """[b, 1, R, S]: whether a row sees a slot."""
     positions = slots.positions[:, None]
     visible = (positions >= 0) & (positions <= rows.positions[..., None])
-    if rows.segments is not None:
+    if rows.segments is not None and slots.segments is not None:
         visible &= slots.segments[:, None] == rows.segments[..., None]
     return visible[:, None]
 

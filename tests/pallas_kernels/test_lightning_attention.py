@@ -370,8 +370,12 @@ def test_shard_map_over_batch_and_heads(with_state, implementation):
 
 def test_a_user_is_told_what_is_wrong():
     (q, k, v, slopes), state = draw(12, 1, 4, 2, 4)
-    for implementation in ("triton", "pytorch"):
-        with pytest.raises(ValueError, match=f"'{implementation}' is not available.*'xla'"):
+    for implementation, message in (
+        ("triton", "'triton' needs a gpu, and this is a cpu"),
+        ("mosaic_tpu", "'mosaic_tpu' needs a tpu, and this is a cpu"),
+        ("pytorch", "no implementation 'pytorch'; choose one of.*'xla'"),
+    ):
+        with pytest.raises(ValueError, match=message):
             lightning_attention(q, k, v, slopes, implementation=implementation)
     with pytest.raises(ValueError, match="v must have shape"):
         lightning_attention(q, k, v[:, :3], slopes)

@@ -1,0 +1,153 @@
+"""The bodies of the Triton kernels of lightning attention: what one program does.
+
+`triton.py` launches them. References to tokens are [T, width] of one row and head, width a power of
+two >= D; those to states are [width, columns]; gap t of `count` and `run` is before token t (see
+`xla._Positions`). Loads beyond T or D, and of padding, give 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+CHUNK = 64  # tokens: the rows of one wgmma
+
+
+class Layout(NamedTuple):
+    """How a sequence is cut; grid = (width / columns, splits, heads, rows)."""
+
+    length: int  # T
+    dim: int  # D
+    width: int  # D, or the next power of two that a product can have
+    columns: int  # of v, in one program
+    splits: int
+    chunks: int  # in a split
+    reverse: bool  # from the last token to the first
+    interpret: bool
+
+
+class _Chunk(NamedTuple):
+    """Decay weights of a chunk, as `xla._Decay`, and which of its tokens are valid."""
+
+    start: jax.Array
+    valid: jax.Array  # [C]
+    intra: jax.Array  # [C, C]
+    read: jax.Array  # [C, 1]
+    write: jax.Array  # [C, 1]
+    change: jax.Array  # of the incoming state in the outgoing one, less 1
+
+
+def _chunk(layout: Layout, split, index, rate, gap_refs) -> _Chunk:
+    """The split's chunk that comes `index`-th, in the direction of its run."""
+    index = layout.chunks - 1 - index if layout.reverse else index
+    start = (split * layout.chunks + index) * CHUNK
+    tokens = jnp.arange(CHUNK)
+
+    def gap(offset):
+        where = jnp.minimum(start + offset, layout.length)
+        return tuple(ref[where] for ref in gap_refs) or (where, jnp.zeros_like(where))
+
+    (before, run_before), (after, run_after) = gap(0), gap(CHUNK)
+    (left, _), (count, run) = gap(tokens), gap(tokens + 1)
+    earlier = tokens[:, None] >= tokens[None, :]
+    if layout.reverse:
+        earlier = tokens[:, None] <= tokens[None, :]
+    linked = earlier & (run[:, None] == run[None, :])
+    intra = jnp.where(linked, jnp.exp(rate * jnp.abs(count[:, None] - count[None, :])), 0)
+    read = jnp.where(run == run_before, jnp.exp(rate * (count - before)), 0)
+    write = jnp.where(run == run_after, jnp.exp(rate * (after - count)), 0)
+    change = jnp.where(run_before == run_after, jnp.expm1(rate * (after - before)), -1)
+    if layout.reverse:
+        read, write = write, read
+    return _Chunk(start, count > left, intra, read[:, None], write[:, None], change)
+
+
+def _columns(layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """Which columns are within D: of all, and of this program's block of v."""
+    every, block = jnp.arange(layout.width), jnp.arange(layout.columns)
+    if layout.dim == layout.width:  # a constant, which the masks do not keep registers for
+        return jnp.full_like(every, True, bool), jnp.full_like(block, True, bool)
+    return every < layout.dim, pl.program_id(0) * layout.columns + block < layout.dim
+
+
+def _load(ref, chunk: _Chunk, columns: jax.Array) -> jax.Array:
+    mask = chunk.valid[:, None] & columns[None, :]
+    return plgpu.load(ref.at[pl.ds(chunk.start, CHUNK), :], mask=mask, other=0)
+
+
+def _dot(layout: Layout, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """The product of a and b over the given axes, in float32."""
+    precision: lax.PrecisionLike = None
+    if a.dtype == jnp.float32:
+        exact = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        precision = lax.Precision.HIGHEST if layout.interpret else exact
+    dimensions = (((axes[0],), (axes[1],)), ((), ()))
+    return lax.dot_general(
+        a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _updated(layout: Layout, state, k, v, chunk: _Chunk) -> jax.Array:
+    written = (chunk.write * v).astype(v.dtype)
+    return state + chunk.change * state + _dot(layout, k, written, (0, 0))
+
+
+def states(slope_ref, *refs, layout: Layout) -> None:
+    """The state that the split's tokens leave behind, from none before them."""
+    *gap_refs, k_ref, v_ref, state_ref = refs
+    (every, block), split, rate = _columns(layout), pl.program_id(1), -slope_ref[0]
+
+    def step(index, state):
+        chunk = _chunk(layout, split, index, rate, gap_refs)
+        k, v = _load(k_ref, chunk, every), _load(v_ref, chunk, block)
+        return _updated(layout, state, k, v, chunk)
+
+    state = jnp.zeros(state_ref.shape, jnp.float32)
+    state = lax.fori_loop(0, layout.chunks, step, state)
+    plgpu.store(state_ref.at[:, :], state, mask=every[:, None] & block[None, :])
+
+
+def outputs(slope_ref, *refs, layout: Layout) -> None:
+    """out = (W * (q k^T)) v + read * (q S) chunk by chunk, and the state after the last split."""
+    *gap_refs, q_ref, k_ref, v_ref, entering_ref, out_ref, last_ref = refs
+    (every, block), split, rate = _columns(layout), pl.program_id(1), -slope_ref[0]
+    mask = every[:, None] & block[None, :]
+
+    def step(index, state):
+        chunk = _chunk(layout, split, index, rate, gap_refs)
+        q, k = (_load(ref, chunk, every) for ref in (q_ref, k_ref))
+        v = _load(v_ref, chunk, block)
+        scores = chunk.intra * _dot(layout, q, k, (1, 1))
+        out = chunk.read * _dot(layout, q, state.astype(q.dtype), (1, 0))
+        out += _dot(layout, scores.astype(q.dtype), v, (1, 0))
+        rows = chunk.start + jnp.arange(CHUNK) < layout.length
+        where = out_ref.at[pl.ds(chunk.start, CHUNK), :]
+        plgpu.store(where, out.astype(out_ref.dtype), mask=rows[:, None] & block[None, :])
+        return _updated(layout, state, k, v, chunk)
+
+    state = plgpu.load(entering_ref.at[:, :], mask=mask, other=0)
+    state = lax.fori_loop(0, layout.chunks, step, state)
+
+    @pl.when(split == (0 if layout.reverse else layout.splits - 1))
+    def _():
+        plgpu.store(last_ref.at[:, :], state, mask=mask)
+
+
+def one_token(slope_ref, *refs, layout: Layout) -> None:
+    """S += change * S + k^T v in place, and out = q S, for the one token of a row."""
+    *segment_refs, q_ref, k_ref, v_ref, state_ref, out_ref, new_ref = refs
+    valid = segment_refs[0][0] != 0 if segment_refs else True
+    every, block = _columns(layout)
+    q, k = (plgpu.load(ref.at[:], mask=valid & every, other=0) for ref in (q_ref, k_ref))
+    v = plgpu.load(v_ref.at[:], mask=valid & block, other=0)
+    mask = every[:, None] & block[None, :]
+    state = plgpu.load(state_ref.at[:, :], mask=mask, other=0)
+    change = jnp.where(valid, jnp.expm1(-slope_ref[0]), 0)
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    state += change * state + k[:, None] * v[None, :]
+    plgpu.store(new_ref.at[:, :], state, mask=mask)
+    out = jnp.sum(q[:, None] * state, axis=0)
+    plgpu.store(out_ref.at[:], out.astype(out_ref.dtype), mask=block)

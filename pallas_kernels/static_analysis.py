@@ -1,0 +1,186 @@
+"""How near the TPU kernels come to the hardware, from compiled code: no TPU is needed.
+
+For each kernel, chip and shape: FLOPs and HBM bytes of a grid step; its floor in cycles, the
+larger of memory time at the published bandwidth and matrix-unit time in whole passes of the
+array; and the bundles that the compiler scheduled for the step, a cycle each without stalls.
+"""
+
+import functools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import tpu_schedule
+from pallas_kernels.lightning_attention import mosaic_tpu_tiling as tiling
+from pallas_kernels.lightning_attention.mosaic_tpu_backward import backward
+from pallas_kernels.lightning_attention.mosaic_tpu_decode import decode, step_heads
+from pallas_kernels.lightning_attention.mosaic_tpu_forward import forward
+
+
+class Chip(NamedTuple):
+    """Published figures (cloud.google.com/tpu/docs); the clock is what they imply, see `rows`."""
+
+    topology: str
+    cores: int  # TensorCores, which share the bandwidth
+    clock: float  # Hz
+    bandwidth: float  # HBM bytes/s of the chip
+    peak: float  # bfloat16 FLOP/s of the chip
+    array: int  # rows and columns of a matrix unit
+    vmem_bytes: int  # of a TensorCore
+
+    @property
+    def rows(self) -> float:
+        """Rows of 1 x array x array products a cycle, in all matrix units of a TensorCore."""
+        return self.peak / (self.cores * self.clock * 2 * self.array**2)
+
+    @property
+    def bytes_a_cycle(self) -> float:
+        """HBM bytes a cycle for one TensorCore."""
+        return self.bandwidth / (self.cores * self.clock)
+
+
+CHIPS = {
+    "v5e": Chip("v5e:2x2", 1, 1.5e9, 819e9, 197e12, 128, 128 << 20),
+    "v5p": Chip("v5p:2x2x1", 2, 1.75e9, 2765e9, 459e12, 128, 64 << 20),
+    "v6e": Chip("v6e:2x2", 1, 1.75e9, 1640e9, 918e12, 256, 128 << 20),
+}
+
+
+class Case(NamedTuple):
+    """A kernel at a shape; bytes and products are those of one grid step."""
+
+    name: str
+    function: Callable
+    operands: list[jax.ShapeDtypeStruct]
+    hbm_bytes: int
+    products: list[tuple[int, int, int]]  # [M, K] x [K, N]
+    passes: int  # of the matrix unit for each product, by precision
+
+
+class Row(NamedTuple):
+    """One line of the report; the floor and the bundles are cycles of a grid step."""
+
+    kernel: str
+    chip: str
+    batch: int
+    length: int
+    heads: int
+    dim: int
+    dtype: str
+    mflops: float
+    hbm_kib: float
+    memory_cycles: float
+    matrix_cycles: float
+    bundles: int
+    floor_by_bundles: float
+    vmem_mib: float
+    vmem_limit_mib: float
+    spilled_kib: float
+
+
+def analyse(
+    kernel: str, chip: str, batch: int, length: int, heads: int, dim: int, dtype: str
+) -> Row:
+    """Compiles one kernel for one chip; the process must be in `tpu_schedule.environment`."""
+    figures = CHIPS[chip]
+    with tpu_schedule.lowering_for(figures.topology):
+        case = KERNELS[kernel](batch, length, heads, dim, jnp.dtype(dtype))
+    schedule = tpu_schedule.schedule_of(case.name, figures.topology, case.function, *case.operands)
+    memory = case.hbm_bytes / figures.bytes_a_cycle
+    array = figures.array
+    rows = sum(m * math.ceil(k / array) * math.ceil(n / array) for m, k, n in case.products)
+    matrix = case.passes * rows / figures.rows
+    return Row(
+        kernel,
+        chip,
+        *(batch, length, heads, dim, dtype),
+        mflops=sum(2 * m * k * n for m, k, n in case.products) / 1e6,
+        hbm_kib=case.hbm_bytes / 1024,
+        memory_cycles=memory,
+        matrix_cycles=matrix,
+        bundles=schedule.bundles,
+        floor_by_bundles=max(memory, matrix) / schedule.bundles,
+        vmem_mib=schedule.vmem_bytes / 2**20,
+        vmem_limit_mib=figures.vmem_bytes / 2**20,
+        spilled_kib=schedule.spilled_bytes / 1024,
+    )
+
+
+def _chunked(kernel: Callable, batch: int, length: int, heads: int, dim: int, dtype) -> Case:
+    backwards = kernel is backward
+    tiles = tiling.tiling((batch, length, heads, dim), dtype)
+    width, chunk, lanes = tiles.groups * tiling.LANES, tiles.chunk, tiling.LANES
+    shape = jax.ShapeDtypeStruct
+    tokens = shape((batch, tiles.length, width), dtype)
+    operands = [
+        *[tokens] * (4 if backwards else 3),
+        shape((batch, tiles.groups, lanes, lanes), jnp.float32),
+        shape((tiles.heads,), jnp.float32),
+        shape((1, width), jnp.float32),
+        shape((batch, 2, tiles.length), jnp.float32),
+    ]
+    scores = [(chunk, lanes, chunk), (chunk, chunk, lanes)] * (lanes // tiles.dim)
+    states = [(chunk, lanes, lanes)]
+    group = (2 if backwards else 1) * (scores + states) + [(lanes, chunk, lanes)]
+    arrays = 6 if backwards else 4
+    block = tiles.block(arrays)
+    moved = arrays * tiles.step_groups * lanes * dtype.itemsize + 2 * 4
+    return Case(
+        name=f"lightning_attention_{kernel.__name__}",
+        function=functools.partial(kernel, tiles=tiles),
+        operands=operands,
+        hbm_bytes=block * moved,
+        products=group * (tiles.step_groups * block // chunk),
+        passes=6 if dtype == jnp.float32 else 1,
+    )
+
+
+def _decode(batch: int, length: int, heads: int, dim: int, dtype) -> Case:
+    del length
+    shape = jax.ShapeDtypeStruct
+    vectors, state = shape((batch, heads, dim), dtype), (batch, heads, dim, dim)
+    scalars = [shape((heads,), jnp.float32), shape((batch,), jnp.float32)]
+    moved = 2 * dim * dim * 4 + 4 * dim * dtype.itemsize
+    return Case(
+        name="lightning_attention_decode",
+        function=decode,
+        operands=[vectors, vectors, vectors, shape(state, jnp.float32), *scalars],
+        hbm_bytes=step_heads(heads) * moved,
+        products=[],  # a vector a head is no work for a matrix unit
+        passes=1,
+    )
+
+
+KERNELS: dict[str, Callable[..., Case]] = {
+    "lightning_attention_forward": functools.partial(_chunked, forward),
+    "lightning_attention_backward": functools.partial(_chunked, backward),
+    "lightning_attention_decode": _decode,
+}
+
+
+def run(*flags: str, **options) -> subprocess.CompletedProcess:
+    """Runs `python -m pallas_kernels.static` with these flags in the environment libtpu needs.
+
+    Raises:
+      RuntimeError: if libtpu is not installed.
+      subprocess.CalledProcessError: if a kernel does not compile.
+    """
+    if not tpu_schedule.available():
+        raise RuntimeError("the static analysis needs the TPU compiler: pip install libtpu")
+    with tempfile.TemporaryDirectory(prefix="tpu_schedule_") as directory:
+        command = [sys.executable, "-m", "pallas_kernels.static", *flags]
+        environment = tpu_schedule.environment(directory)
+        return subprocess.run(command, env=environment, check=True, **options)
+
+
+def rows(*flags: str) -> list[Row]:
+    """The report of `run` as data."""
+    output = run("--json", *flags, stdout=subprocess.PIPE, text=True).stdout
+    return [Row(**json.loads(line)) for line in output.splitlines()]

@@ -1,0 +1,90 @@
+"""The TPU compiler accepts the kernels for every chip, and what it schedules is near the floor."""
+
+import csv
+import re
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import static_analysis, tpu_schedule
+
+needs_compiler = pytest.mark.skipif(
+    not tpu_schedule.available(), reason="needs the TPU compiler: pip install libtpu"
+)
+BARS = {
+    "lightning_attention_forward": 0.80,
+    "lightning_attention_backward": 0.70,
+    "lightning_attention_decode": 0.80,
+}
+
+
+def test_floor_by_hand():
+    """A chunk of 128 of one head of 128 on v5p: four 32 KiB arrays, four products of 128 rows."""
+    case = static_analysis.KERNELS["lightning_attention_forward"](
+        1, 4096, 64, 128, jnp.dtype("bfloat16")
+    )
+    chunks, v5p = len(case.products) / 4, static_analysis.CHIPS["v5p"]
+    assert case.products[:2] == [(128, 128, 128)] * 2
+    assert case.hbm_bytes / chunks / v5p.bytes_a_cycle == pytest.approx(166, rel=0.01)
+    assert all(chip.rows == pytest.approx(4, rel=0.01) for chip in static_analysis.CHIPS.values())
+
+
+def test_bundles_of_the_grid_loop():
+    """Counted from the loop's first bundle to its last, without what stands before and after."""
+    lines = ["   0   :  { a }", "  0x1 LB: > { b }", "  0x2   : > { c }", "  0x3   : > { d }"]
+    assert tpu_schedule.loop_bundles("\n".join([*lines, "  0x4   :  { e }"])) == 3
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", static_analysis.CHIPS)
+def test_m1_shapes_are_near_the_floor(chip):
+    """64 heads of 128 in bfloat16, T from 4,096 to 131,072, and decoding for 64 rows."""
+    rows = static_analysis.rows(f"--chips={chip}", "--lengths=4096,131072")
+    assert {row.kernel for row in rows} == set(BARS)
+    for row in rows:
+        assert row.floor_by_bundles >= BARS[row.kernel], row
+        assert row.vmem_mib < row.vmem_limit_mib, row
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", static_analysis.CHIPS)
+def test_small_shapes_compile(chip):
+    """Every head width in both dtypes, a row shorter than a chunk and a ragged one."""
+    flags = ["--heads=3", "--lengths=50,300", "--decode_batch=2", "--head_dims=64,96,128"]
+    rows = static_analysis.rows(f"--chips={chip}", *flags, "--dtypes=float32,bfloat16")
+    assert len(rows) == 2 * 3 * (2 + 2 + 1)
+    assert all(0 < row.vmem_mib < row.vmem_limit_mib for row in rows)
+
+
+PROJECTED = """
+import jax, jax.numpy as jnp
+from pallas_kernels import tpu_schedule
+from pallas_kernels.lightning_attention import mosaic_tpu
+
+def layer(x, w_q, w_k, w_v, w_out, slopes, state):
+    q, k, v = (jax.nn.silu(x @ w).reshape(1, 4096, 16, 128) for w in (w_q, w_k, w_v))
+    out, state = mosaic_tpu.lightning_attention(q, k, v, slopes, state, None)
+    return out.reshape(1, 4096, 2048) @ w_out, state
+
+shape = jax.ShapeDtypeStruct
+x, w = shape((1, 4096, 2048), jnp.bfloat16), shape((2048, 2048), jnp.bfloat16)
+slopes, state = shape((16,), jnp.float32), shape((1, 16, 128, 128), jnp.float32)
+tpu_schedule.compile_for("v5p:2x2x1", layer, x, w, w, w, w, slopes, state)
+"""
+
+
+@needs_compiler
+def test_no_copy_between_projections_and_the_kernel(tmp_path):
+    """[B, T, H, D] is folded to lanes by undoing the reshape after the projection: no transpose."""
+    environment = tpu_schedule.environment(tmp_path)
+    subprocess.run([sys.executable, "-c", PROJECTED], env=environment, check=True)
+    (listing,) = tmp_path.glob("*-memory-space-assignment-bufferinfo.txt")
+    with listing.open(newline="") as file:
+        buffers = {row["buffer_name"]: int(row["size"]) for row in csv.DictReader(file)}
+    large = [name for name, size in buffers.items() if size >= 2 * 4096 * 2048]
+    assert any("lightning_attention_forward" in name for name in large)
+    assert not [name for name in large if re.search("copy|transpose|reshape", name)]
