@@ -4,6 +4,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from mmrl.errors import UserError
+
 
 class Status(int, enum.Enum):
     """How a response ended: an int in arrays, slime's string as `.value`.
@@ -41,6 +43,15 @@ class Example:
     label: Any = None
     metadata: dict[str, Any] = field(default_factory=dict)
     tools: list[dict[str, Any]] | None = None
+
+
+def prompt_text(example: Example) -> str:
+    """The prompt as text. Raises UserError for chat messages, which need a chat template."""
+    if isinstance(example.prompt, str):
+        return example.prompt
+    raise UserError(
+        f"the prompt is a list of messages and no chat template is set: {example.prompt}"
+    )
 
 
 @dataclass

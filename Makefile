@@ -1,0 +1,26 @@
+# The README's commands. Each target creates .venv if it is missing and installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= runs/quickstart
+
+.PHONY: quickstart test lint
+
+quickstart: .venv/.run
+	JAX_PLATFORMS=cpu $(BIN)/python -m mmrl.train --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: .venv/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.test
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+.venv/.run: setup.cfg constraints.txt | .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,tasks]'
+	touch $@
+
+.venv/.test: setup.cfg constraints.txt | .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,tasks,test,dev]'
+	touch $@
+
+.venv:
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,32 @@
+"""MiniMax-M1 in full (456B parameters, 45.9B active) with the recipe its paper states.
+
+Stated in arXiv 2506.13585: CISPO without a lower bound and without KL, 16 off-policy updates a
+rollout, AdamW 0.9 / 0.95 / 1e-15, a float32 head, responses of at most 40K tokens in the
+first stage. Not stated, so ours to choose: learning rate, batch and group size, eps_high, clip.
+It needs a pod, the released weights and their tokenizer; its model is what parameter counts and
+compile-only plans read.
+"""
+
+from mmrl.data import DataConfig
+from mmrl.models import minimax_m1
+from mmrl.rl.loss import ObjectiveConfig
+from mmrl.rollout import SamplingConfig
+from mmrl.sharding import MeshConfig
+from mmrl.training.config import TrainConfig
+from mmrl.training.optimizer import OptimizerConfig
+
+
+def get_config() -> TrainConfig:
+    return TrainConfig(
+        model=minimax_m1(),
+        data=DataConfig(source="reasoning_gym"),
+        sampling=SamplingConfig(group_size=16, max_new_tokens=40_960, temperature=1.0),
+        objective=ObjectiveConfig(name="cispo", eps_high=4.0, eps_low=None),
+        optimizer=OptimizerConfig(learning_rate=1e-6, b1=0.9, b2=0.95, eps=1e-15),
+        mesh=MeshConfig(data=1, fsdp=64, tensor=8),
+        steps=1000,
+        prompts_per_step=512,
+        prompt_length=2048,
+        updates_per_rollout=16,
+        micro_batches=8,
+    )

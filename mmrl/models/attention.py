@@ -1,0 +1,164 @@
+"""The two token mixers: lightning (linear) attention and grouped-query softmax attention."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmrl.models.cache import Cache, KeyValues, LightningState, read_layer, write_slots
+from mmrl.models.config import DecoderConfig
+from mmrl.models.layers import LayerInit, RMSNorm, rotate
+from mmrl.sharding import constrain
+from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.softmax_attention import merge_attention, softmax_attention
+
+# The lightning norm uses its class default and not the config's eps (modeling_minimax_m1.py).
+LIGHTNING_NORM_EPS = 1e-6
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one forward pass share.
+
+    `positions`, `segment_ids` [B, T] (segment 0 is padding); `angles` [B, T, W/2] of the rotary
+    embedding; `cache` after `advance`, or None; `slot` [] where this pass writes its keys.
+    """
+
+    positions: jax.Array
+    segment_ids: jax.Array
+    angles: jax.Array
+    cache: Cache | None
+    slot: jax.Array | int = 0
+
+
+def layer_slopes(config: DecoderConfig) -> jax.Array:
+    """Decay rates s_h · f_l of every layer, [num_layers, H] in float32.
+
+    s_h = 2^(-8h/H), h = 1..H, and f_l = 1 - l/(L-1) + 1e-5 with l counted over all layers
+    (modeling_minimax_m1.py; L = 1 as vLLM does). Where H is no power of two, the ALiBi rule of the
+    reference: the slopes of the power below, then every other slope of twice that power.
+    """
+    heads, depth = config.num_heads, config.num_layers
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * h / power) for h in range(1, power + 1)]
+    slopes += [2.0 ** (-4.0 * h / power) for h in range(1, 2 * power + 1)][0::2][: heads - power]
+    factors = 1.0 - jnp.arange(depth, dtype=jnp.float32) / max(depth - 1, 1) + 1e-5
+    return factors[:, None] * jnp.asarray(slopes, jnp.float32)
+
+
+class LightningAttention(nnx.Module):
+    """o_t = q_t Σ_{s≤t} λ^(t-s) k_sᵀ v_s, q, k, v = silu(W x); norm over all heads; sigmoid gate.
+
+    MiniMax-01 (arXiv 2501.08313) and modeling_minimax_m1.py: no rotary, no scale, no denominator.
+    """
+
+    def __init__(self, param: LayerInit):
+        config = param.config
+        m, h, d = config.hidden_size, config.num_heads, config.head_dim
+        self.qkv = param((m, h, 3 * d), ("embed", "heads", "head_dim"))
+        self.gate = param((m, h, d), ("embed", "heads", "head_dim"))
+        self.norm = RMSNorm(param, h * d, LIGHTNING_NORM_EPS)
+        self.out = param((h, d, m), ("heads", "head_dim", "embed"))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        slopes: jax.Array,
+        context: Context,
+        entry: LightningState | None,
+        prompt: LightningState | None,
+        index: jax.Array,
+    ) -> tuple[jax.Array, LightningState | None]:
+        """x [B, T, M] -> [B, T, M], and the run's cache entry with layer `index` replaced.
+
+        `prompt` is not used: a fork repeats the shared prompt's state into `entry`.
+        """
+        qkv = jax.nn.silu(jnp.einsum("btm,mhe->bthe", x, self.qkv[...].astype(x.dtype)))
+        q, k, v = jnp.split(constrain(qkv, "batch", None, "heads", None), 3, axis=-1)
+        state = None if entry is None else read_layer(entry, index).kv
+        out, state = lightning_attention(
+            q, k, v, slopes, initial_state=state, segment_ids=context.segment_ids
+        )
+        if entry is not None:
+            entry = LightningState(jax.lax.dynamic_update_index_in_dim(entry.kv, state, index, 0))
+        out = self.norm(out.reshape(*x.shape[:2], -1)).reshape(out.shape)
+        gate = jax.nn.sigmoid(jnp.einsum("btm,mhd->bthd", x, self.gate[...].astype(x.dtype)))
+        return jnp.einsum("bthd,hdm->btm", out * gate, self.out[...].astype(x.dtype)), entry
+
+
+class SoftmaxAttention(nnx.Module):
+    """Grouped-query attention with rotary embedding on the first `rotary_dim` dimensions of a head.
+
+    `qk_norm` "width" norms q and k over all heads at once (MiniMax-M2), "head" each head (Qwen3).
+    """
+
+    def __init__(self, param: LayerInit):
+        config = param.config
+        m, d = config.hidden_size, config.head_dim
+        h, kv = config.num_heads, config.num_kv_heads
+        self.q = param((m, h, d), ("embed", "heads", "head_dim"))
+        self.k = param((m, kv, d), ("embed", "kv_heads", "head_dim"))
+        self.v = param((m, kv, d), ("embed", "kv_heads", "head_dim"))
+        self.out = param((h, d, m), ("heads", "head_dim", "embed"))
+        if config.attention_bias:
+            zeros = nnx.initializers.zeros
+            self.q_bias = param((h, d), ("heads", "head_dim"), init=zeros)
+            self.k_bias = param((kv, d), ("kv_heads", "head_dim"), init=zeros)
+            self.v_bias = param((kv, d), ("kv_heads", "head_dim"), init=zeros)
+        if config.qk_norm != "none":
+            q_size, k_size = (h * d, kv * d) if config.qk_norm == "width" else (d, d)
+            self.q_norm = RMSNorm(param, q_size, config.norm_eps)
+            self.k_norm = RMSNorm(param, k_size, config.norm_eps)
+        self.config = config
+
+    def project(self, x: jax.Array, name: str) -> jax.Array:
+        """The heads of q, k or v, [B, T, heads, D], with the config's bias and norm."""
+        y = jnp.einsum("btm,mhd->bthd", x, getattr(self, name)[...].astype(x.dtype))
+        if self.config.attention_bias:
+            y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
+        if self.config.qk_norm == "width" and name != "v":
+            y = getattr(self, f"{name}_norm")(y.reshape(*x.shape[:2], -1)).reshape(y.shape)
+        elif self.config.qk_norm == "head" and name != "v":
+            y = getattr(self, f"{name}_norm")(y)
+        return y
+
+    def __call__(
+        self,
+        x: jax.Array,
+        slopes: jax.Array,
+        context: Context,
+        entry: KeyValues | None,
+        prompt: KeyValues | None,
+        index: jax.Array,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """x [B, T, M] -> [B, T, M], and the run's cache entry with the new keys and values written.
+
+        `entry` and `prompt`, the shared prompt's cache, hold all layers of the run. `slopes` are
+        not used.
+        """
+        q = rotate(self.project(x, "q"), context.angles)
+        k = rotate(self.project(x, "k"), context.angles).swapaxes(1, 2)
+        v = self.project(x, "v").swapaxes(1, 2)
+        q = constrain(q, "batch", None, "heads", None)
+        cache = context.cache
+        positions = jnp.where(context.segment_ids != 0, context.positions, -1)
+        # With a cache a row is one sequence, so positions alone decide who sees whom.
+        segments = context.segment_ids if cache is None else None
+        kv_positions = positions
+        if cache is not None and entry is not None and cache.slots:
+            entry = write_slots(entry, k, v, index, context.slot)
+            k, v = (own := read_layer(entry, index)).k, own.v
+            kv_positions = cache.positions
+        parts = [softmax_attention(
+            q, k, v, q_positions=positions, kv_positions=kv_positions,
+            q_segment_ids=segments, kv_segment_ids=segments,
+        )]  # fmt: skip
+        if prompt is not None and cache is not None and cache.prompt is not None:
+            shared = read_layer(prompt, index)
+            parts.append(softmax_attention(
+                q, shared.k, shared.v, q_positions=positions, kv_positions=cache.prompt.positions
+            ))  # fmt: skip
+        out = merge_attention(parts) if len(parts) > 1 else parts[0][0]
+        return jnp.einsum("bthd,hdm->btm", out, self.out[...].astype(x.dtype)), entry

@@ -1,0 +1,123 @@
+"""The decode cache: a fixed-size state for lightning layers, key and value slots for softmax."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from mmrl.models.config import DecoderConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LightningState:
+    """`kv` [L, B, H, D, D] in float32: sum of decayed outer products of keys and values."""
+
+    kv: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KeyValues:
+    """`k`, `v` [L, B, kv_heads, S, D]: keys after rotation, and values."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """What a model remembers of the tokens it has read.
+
+    `layers` has one entry for each run of equal layers in the pattern (`DecoderConfig.runs`), with
+    all L layers of that run in the model stacked.
+    `positions` [B, S] is the position of the token in each slot, -1 where a slot is empty or holds
+    padding; `lengths` [B] counts the tokens of each row; `slot` [] is the next slot to write, the
+    same in every row. `prompt` is a read-only cache with B / G rows that groups of G rows share.
+    """
+
+    layers: tuple[LightningState | KeyValues, ...]
+    positions: jax.Array
+    lengths: jax.Array
+    slot: jax.Array
+    prompt: "Cache | None" = None
+
+    @classmethod
+    def create(cls, config: DecoderConfig, batch: int, slots: int) -> "Cache":
+        """An empty cache for `batch` rows with room for `slots` tokens in the softmax layers."""
+        d = config.head_dim
+
+        def run(kind: str, length: int) -> LightningState | KeyValues:
+            layers = config.num_groups * length
+            if kind == "lightning":
+                return LightningState(jnp.zeros((layers, batch, config.num_heads, d, d)))
+            empty = jnp.zeros((layers, batch, config.num_kv_heads, slots, d), config.dtype)
+            return KeyValues(empty, empty)
+
+        return cls(
+            layers=tuple(run(kind, length) for kind, length in config.runs),
+            positions=jnp.full((batch, slots), -1, jnp.int32),
+            lengths=jnp.zeros((batch,), jnp.int32),
+            slot=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def slots(self) -> int:
+        """Tokens that the softmax layers can hold, the shared prompt not counted."""
+        return self.positions.shape[1]
+
+    def fork(self, group_size: int, slots: int) -> "Cache":
+        """A cache with `group_size` continuations of each row: row b continues row b // group_size.
+
+        The lightning states are repeated (they are small and will differ); keys and values of the
+        prompt are shared. With `slots=0` the continuation may be read in one call only, which is
+        what training does: its own keys and values need no slots then.
+        Raises ValueError for a cache that is itself a fork.
+        """
+        if self.prompt is not None:
+            raise ValueError("a forked cache cannot be forked again")
+
+        def run(entry: LightningState | KeyValues) -> LightningState | KeyValues:
+            if isinstance(entry, LightningState):
+                return LightningState(jnp.repeat(entry.kv, group_size, axis=1))
+            n, batch, heads, _, d = entry.k.shape
+            empty = jnp.zeros((n, batch * group_size, heads, slots, d), entry.k.dtype)
+            return KeyValues(empty, empty)
+
+        rows = self.lengths.shape[0] * group_size
+        return Cache(
+            layers=tuple(run(entry) for entry in self.layers),
+            positions=jnp.full((rows, slots), -1, jnp.int32),
+            lengths=jnp.repeat(self.lengths, group_size),
+            slot=jnp.zeros((), jnp.int32),
+            prompt=self,
+        )
+
+    def advance(self, positions: jax.Array, segment_ids: jax.Array) -> "Cache":
+        """The bookkeeping for T new tokens: slots take their positions, -1 for padding [B, T]."""
+        valid = segment_ids != 0
+        lengths = self.lengths + valid.sum(axis=1, dtype=jnp.int32)
+        if self.slots:
+            new = jnp.where(valid, positions, -1)
+            slots = jax.lax.dynamic_update_slice(self.positions, new, (0, self.slot))
+        else:
+            slots = self.positions
+        return dataclasses.replace(
+            self, positions=slots, lengths=lengths, slot=self.slot + positions.shape[1]
+        )
+
+
+def write_slots(entry: KeyValues, k: jax.Array, v: jax.Array, index: jax.Array, slot):
+    """Writes k, v [B, kv_heads, T, D] of layer `index` into the slots from `slot` on, in place."""
+    start = (index, 0, 0, slot, 0)
+    return KeyValues(
+        jax.lax.dynamic_update_slice(entry.k, k[None], start),
+        jax.lax.dynamic_update_slice(entry.v, v[None], start),
+    )
+
+
+def read_layer(entry: LightningState | KeyValues, index: jax.Array):
+    """Layer `index` of a run's entry, without the leading axis."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), entry)

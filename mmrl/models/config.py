@@ -1,0 +1,127 @@
+"""The shape of a decoder: MiniMax-M1, MiniMax-M2, Qwen and Llama are configs of one model."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+LayerKind = Literal["lightning", "softmax"]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and choices of a `Decoder`.
+
+    `layer_pattern` is the repeating group of layer kinds. Groups are scanned, and within a group
+    each run of equal layers (`runs`), so compile time follows the runs and not the depth.
+
+    `intermediate_size` is the width of the MLP, or of one expert where `num_experts` > 0.
+    With `postnorm` the residual is the normed input (MiniMax-M1, `alpha * x + beta * f(x)` with
+    x = norm(h)); without, it is h itself and alpha and beta are 1.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    layer_pattern: tuple[LayerKind, ...] = ("softmax",)
+    rope_theta: float = 10_000.0
+    rotary_dim: int | None = None
+    attention_bias: bool = False
+    qk_norm: Literal["none", "head", "width"] = "none"
+    num_experts: int = 0
+    experts_per_token: int = 2
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    router_bias: bool = False
+    load_balance_coefficient: float = 0.0
+    shared_expert_size: int = 0
+    postnorm: bool = False
+    softmax_alpha: float = 1.0
+    softmax_beta: float = 1.0
+    lightning_alpha: float = 1.0
+    lightning_beta: float = 1.0
+    mlp_alpha: float = 1.0
+    mlp_beta: float = 1.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    initializer_range: float = 0.02
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.layer_pattern or self.num_layers % len(self.layer_pattern):
+            raise ValueError(
+                f"num_layers={self.num_layers} must be a multiple of the {len(self.layer_pattern)} "
+                "layers of layer_pattern"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        if self.rotary_width % 2 or not 0 <= self.rotary_width <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim={self.rotary_dim} must be even and at most head_dim={self.head_dim}"
+            )
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} must lie in 1..{self.num_experts}"
+            )
+
+    @property
+    def rotary_width(self) -> int:
+        """Leading dimensions of each head that rotate."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def num_groups(self) -> int:
+        """Times that `layer_pattern` repeats."""
+        return self.num_layers // len(self.layer_pattern)
+
+    @property
+    def runs(self) -> tuple[tuple[LayerKind, int], ...]:
+        """The pattern as runs of equal layers: (("lightning", 7), ("softmax", 1)) for M1."""
+        return tuple((kind, len(list(run))) for kind, run in itertools.groupby(self.layer_pattern))
+
+
+def deepnorm_alpha(num_layers: int) -> float:
+    """DeepNorm's residual scale (2N)^(1/4) (arXiv 2203.00555); 160^0.25 for M1's 80 layers."""
+    return (2 * num_layers) ** 0.25
+
+
+def minimax_m1(**changes) -> DecoderConfig:
+    """MiniMax-M1 and MiniMax-Text-01: 456B parameters, 45.9B active (MiniMax-M1-80k/config.json).
+
+    Pass `num_layers` to shrink it: the residual scales follow DeepNorm's formula for that depth.
+    """
+    alpha = deepnorm_alpha(changes.get("num_layers", 80))
+    m1 = DecoderConfig(
+        vocab_size=200_064,
+        hidden_size=6144,
+        num_layers=changes.pop("num_layers", 80),
+        num_heads=64,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=9216,
+        layer_pattern=("lightning",) * 7 + ("softmax",),
+        rope_theta=10_000_000.0,
+        rotary_dim=64,
+        num_experts=32,
+        experts_per_token=2,
+        load_balance_coefficient=0.001,
+        postnorm=True,
+        softmax_alpha=alpha,
+        lightning_alpha=alpha,
+        mlp_alpha=alpha,
+        norm_eps=1e-5,
+        param_dtype="bfloat16",
+        dtype="bfloat16",
+        remat="full",
+    )
+    return dataclasses.replace(m1, **changes)

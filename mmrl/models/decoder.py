@@ -1,0 +1,211 @@
+"""The decoder: one forward function for training, scoring, prefill and decode."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmrl.models.attention import Context, LightningAttention, SoftmaxAttention, layer_slopes
+from mmrl.models.cache import Cache
+from mmrl.models.config import DecoderConfig
+from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_angles
+from mmrl.models.mlp import GatedMLP, MixtureOfExperts
+from mmrl.sharding import constrain
+
+
+class DecoderLayer(nnx.Module):
+    """Token mixer and feed-forward, each with norm and residual.
+
+    Pre-norm: h + f(norm(h)). Post-norm (MiniMax-M1): alpha · x + beta · f(x) with x = norm(h).
+    """
+
+    def __init__(self, param: LayerInit, kind: str):
+        config = param.config
+        self.input_norm = RMSNorm(param, config.hidden_size, config.norm_eps)
+        self.attention = (LightningAttention if kind == "lightning" else SoftmaxAttention)(param)
+        self.post_attention_norm = RMSNorm(param, config.hidden_size, config.norm_eps)
+        self.mlp: MixtureOfExperts | GatedMLP = (
+            MixtureOfExperts(param)
+            if config.num_experts
+            else GatedMLP(param, config.intermediate_size)
+        )
+        self.config, self.kind = config, kind
+
+    def residual(self, h: jax.Array, x: jax.Array, y: jax.Array, part: str) -> jax.Array:
+        alpha, beta = (getattr(self.config, f"{part}_{name}") for name in ("alpha", "beta"))
+        return alpha * (x if self.config.postnorm else h) + beta * y
+
+    def __call__(self, h, slopes, context: Context, entry, prompt, index):
+        """h [B, T, M] -> [B, T, M], the run's cache entry, and the layer's router statistics.
+
+        The layer is number `index` of its run; `entry` and `prompt` hold the whole run.
+        """
+        x = self.input_norm(h)
+        y, entry = self.attention(x, slopes, context, entry, prompt, index)
+        h = self.residual(h, x, y, self.kind)
+        x = self.post_attention_norm(h)
+        y, statistics = self.mlp(x, context.segment_ids)
+        return self.residual(h, x, y, "mlp"), entry, statistics
+
+
+class Decoder(nnx.Module):
+    """A causal language model; every architecture is a `DecoderConfig` of it.
+
+    Parameters are stacked over the layers of each run (`DecoderConfig.runs`); the forward pass
+    scans over the groups, and over each run within a group.
+    """
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(config.initializer_range)
+        shape = (config.vocab_size, config.hidden_size)
+        axes = ("vocab", "embed")
+        self.embedding = nnx.Param(init(rngs.params(), shape, config.param_dtype), axes=axes)
+        self.runs = nnx.List(
+            DecoderLayer(LayerInit(rngs, config, config.num_groups * length), kind)
+            for kind, length in config.runs
+        )
+        ones = jnp.ones((config.hidden_size,), config.param_dtype)
+        self.final_norm = nnx.Param(ones, axes=("norm",))
+        if not config.tie_embeddings:
+            self.head = nnx.Param(init(rngs.params(), shape, config.param_dtype), axes=axes)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Reads tokens [B, T] int32; returns logits [B, T, V] in float32 and the cache after them.
+
+        `segment_ids` [B, T]: 0 is padding, which no token sees and no state counts; without a cache
+        other values are packed sequences; with one, the row continues what the cache holds.
+        `positions` [B, T] default to counting each sequence's tokens on from the cache.
+        """
+        hidden, cache, _ = self.hidden_states(
+            tokens, positions=positions, segment_ids=segment_ids, cache=cache
+        )
+        return self.logits(hidden), cache
+
+    def hidden_states(
+        self, tokens, *, positions=None, segment_ids=None, cache: Cache | None = None
+    ):
+        """As `__call__`, but returns the final hidden states [B, T, M] and the router statistics.
+
+        The statistics are means over the layers: `load_balance` and `max_load` (see
+        `MixtureOfExperts`), an empty dict for dense models.
+        """
+        config = self.config
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        if positions is None:
+            positions = _count_positions(segment_ids, cache)
+        angles = rotary_angles(positions, config.rotary_width, config.rope_theta)
+        slot = 0 if cache is None else cache.slot
+        cache = None if cache is None else cache.advance(positions, segment_ids)
+        context = Context(positions, segment_ids, angles, cache, slot)
+        entries = (None,) * len(self.runs) if cache is None else cache.layers
+        h = self.embedding[...].astype(config.dtype)[tokens]
+        h, entries, statistics = self._scan_layers(h, entries, context)
+        if cache is not None:
+            cache = Cache(entries, cache.positions, cache.lengths, cache.slot, cache.prompt)
+        h = rms_norm(h, self.final_norm[...], config.norm_eps)
+        return h, cache, statistics
+
+    def _scan_layers(self, h: jax.Array, entries: tuple, context: Context):
+        """All layers in order: h [B, T, M], the runs' cache entries and mean router statistics."""
+        config, cache = self.config, context.cache
+        prompts: tuple = (None,) * len(self.runs)
+        if cache is not None and cache.prompt is not None:
+            prompts = cache.prompt.layers
+        groups, lengths = config.num_groups, [length for _, length in config.runs]
+        graphdefs, states = zip(*(nnx.split(run) for run in self.runs), strict=True)
+
+        def by_group(x, length):
+            return x.reshape(groups, length, *x.shape[1:])
+
+        stacked = [
+            jax.tree.map(lambda x, length=length: by_group(x, length), state)
+            for state, length in zip(states, lengths, strict=True)
+        ]
+        slopes = by_group(layer_slopes(config), len(config.layer_pattern))
+        slopes = jnp.split(slopes, list(itertools.accumulate(lengths))[:-1], axis=1)
+        indices = [jnp.arange(groups * n).reshape(groups, n) for n in lengths]
+
+        def run_step(run: int):
+            def step(carry, xs):
+                (h, entry), (weights, slopes, index) = carry, xs
+                layer = nnx.merge(graphdefs[run], weights)
+                h, entry, stats = layer(h, slopes, context, entry, prompts[run], index)
+                return (constrain(h, "batch", None, "hidden"), entry), stats
+
+            return step if config.remat == "none" else jax.checkpoint(step, policy=_policy(config))
+
+        steps = [run_step(run) for run in range(len(lengths))]
+
+        def group_step(carry, xs):
+            h, entries = carry
+            new_entries, statistics = [], []
+            for step, entry, run_xs in zip(steps, entries, xs, strict=True):
+                (h, entry), stats = jax.lax.scan(step, (h, entry), run_xs)
+                new_entries.append(entry)
+                statistics.append(stats)
+            return (h, tuple(new_entries)), statistics
+
+        xs = tuple(zip(stacked, slopes, indices, strict=True))
+        h = constrain(h, "batch", None, "hidden")
+        (h, entries), statistics = jax.lax.scan(group_step, (h, entries), xs)
+        means = jax.tree.map(
+            lambda *runs: sum(x.sum() for x in runs) / config.num_layers, *statistics
+        )
+        return h, entries, means
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [..., M] -> logits [..., V], in float32 whatever the compute dtype.
+
+        The float32 head is MiniMax-M1's fix for training and inference probabilities that drifted
+        apart (arXiv 2506.13585, section 3.2).
+        """
+        weight = self.embedding if self.config.tie_embeddings else self.head
+        return jnp.einsum(
+            "...m,vm->...v",
+            hidden.astype(jnp.float32),
+            weight[...].astype(jnp.float32),
+            precision="highest",
+        )
+
+
+def _policy(config: DecoderConfig):
+    """What `remat` lets the forward pass of a layer keep; "full" keeps its input alone."""
+    return None if config.remat == "full" else getattr(jax.checkpoint_policies, config.remat)
+
+
+def _count_positions(segment_ids: jax.Array, cache: Cache | None) -> jax.Array:
+    """Positions that count the tokens of each sequence from 0, or on from the cache; [B, T]."""
+    valid = segment_ids != 0
+    counts = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+    if cache is not None:
+        return cache.lengths[:, None] + counts
+    # The first token of each segment holds its own count; the running maximum spreads it.
+    last = jax.lax.cummax(jnp.where(valid, segment_ids, 0), axis=1)
+    previous = jnp.pad(last, ((0, 0), (1, 0)))[:, :-1]
+    starts = jnp.where(valid & (segment_ids != previous), counts, 0)
+    return counts - jax.lax.cummax(starts, axis=1)
+
+
+def parameter_count(config: DecoderConfig) -> tuple[int, int]:
+    """(total, active) parameters by `jax.eval_shape`, nothing allocated.
+
+    Active counts a token's own experts only and leaves out the embedding and the head, the
+    convention that gives MiniMax-M1's 45.9B.
+    """
+    shapes = jax.eval_shape(lambda: nnx.state(Decoder(config, nnx.Rngs(0)), nnx.Param))
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    vocabulary = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
+    expert = 3 * config.hidden_size * config.intermediate_size
+    idle = config.num_layers * (config.num_experts - config.experts_per_token) * expert
+    return total, total - vocabulary - (idle if config.num_experts else 0)

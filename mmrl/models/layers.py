@@ -1,0 +1,79 @@
+"""The small pieces every layer is made of: parameters, RMSNorm and rotary position embedding."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmrl.models.config import DecoderConfig
+
+
+@dataclass(frozen=True)
+class LayerInit:
+    """Makes the parameters of a run of equal layers, stacked over all its layers in the model.
+
+    `Decoder` scans over the leading axis, so that a layer's `__call__` sees its own slice.
+    """
+
+    rngs: nnx.Rngs
+    config: DecoderConfig
+    layers: int
+
+    def __call__(
+        self,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        *,
+        init: nnx.Initializer | None = None,
+        dtype: str | None = None,
+    ) -> nnx.Param:
+        """A parameter of shape [layers, *shape] with logical axes ("layers", *axes)."""
+        init = init or nnx.initializers.normal(self.config.initializer_range)
+        dtype = dtype or self.config.param_dtype
+        value = init(self.rngs.params(), (self.layers, *shape), dtype)
+        return nnx.Param(value, axes=("layers", *axes))
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x²) + eps) over the last axis in float32, cast to x.dtype, times the weight.
+
+    Args: x [..., N], weight [N]. The order of cast and weight is the reference model's
+    (modeling_minimax_m1.py, MiniMaxM1RMSNorm).
+    """
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * weight.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with a learned weight."""
+
+    def __init__(self, param: LayerInit, size: int, eps: float):
+        self.weight = param((size,), ("norm",), init=nnx.initializers.ones)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.weight[...], self.eps)
+
+
+def rotary_angles(positions: jax.Array, width: int, theta: float) -> jax.Array:
+    """Angles positions · theta^(-2i/width), [B, T, width/2] float32 (RoFormer, 2104.09864)."""
+    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / max(width, 1))
+    return positions[..., None].astype(jnp.float32) * frequencies
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """Rotates the pairs (i, i + W/2) of the first W = 2·angles.shape[-1] dimensions of each head.
+
+    Args: x [B, T, H, D], angles [B, T, W/2]. Dimensions from W on pass through (MiniMax's
+    `rotary_dim`). Computed in float32, returned in x.dtype.
+    """
+    half = angles.shape[-1]
+    if not half:
+        return x
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    a = x[..., :half].astype(jnp.float32)
+    b = x[..., half : 2 * half].astype(jnp.float32)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)

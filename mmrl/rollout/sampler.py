@@ -1,0 +1,172 @@
+"""Sampling and scoring: the same two calls of the decoder, once token by token, once all at once.
+
+    prompt[:-1]  ->  prefill, once a prompt  ->  cache.fork(G)
+    sampler:  prompt[-1] -> token 0 -> token 1 -> …          one decode step each
+    trainer:  [prompt[-1], token 0, …, token T-2]            one call, logits of token 0 … T-1
+
+Both read the trainer's own parameters, so an unchanged policy gives the behaviour log-probabilities
+again, and gradients flow through the shared prompt into all of its responses.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmrl.data.records import Status
+from mmrl.models import Cache, Decoder
+from mmrl.rollout.rollout import Rollout
+from mmrl.rollout.sampling import SamplingConfig, draw, entropy, token_logprobs
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], length: int | None = None):
+    """Right-pads token lists to [P, S] int32 and returns their lengths [P].
+
+    Raises ValueError for an empty prompt, or one longer than `length`.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    width = length or max(lengths)
+    for row, n in enumerate(lengths):
+        if not 0 < n <= width:
+            raise ValueError(
+                f"prompt {row} has {n} tokens; it must have 1 to {width}: raise the prompt length "
+                "of the config or drop the prompt"
+            )
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    return tokens, np.asarray(lengths, np.int32)
+
+
+def prefill(model: Decoder, prompt_tokens: jax.Array, prompt_lengths: jax.Array):
+    """Reads all but the last token of each prompt [P, S]; returns the cache and the last tokens."""
+    rows, width = prompt_tokens.shape
+    valid = jnp.arange(width) < prompt_lengths[:, None] - 1
+    cache = Cache.create(model.config, rows, width)
+    _, cache, _ = model.hidden_states(
+        prompt_tokens, segment_ids=valid.astype(jnp.int32), cache=cache
+    )
+    last = jnp.take_along_axis(prompt_tokens, prompt_lengths[:, None] - 1, axis=1)[:, 0]
+    return cache, last
+
+
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]] | tuple[jax.Array, jax.Array],
+    sampling: SamplingConfig,
+    rng: jax.Array,
+    *,
+    seeds: jax.Array | None = None,
+    max_new_tokens: jax.Array | None = None,
+) -> Rollout:
+    """Samples `sampling.group_size` responses for each prompt.
+
+    Args:
+      prompts: token lists, or (tokens [P, S], lengths [P]) already right-padded.
+      rng: a key; together with a prompt's seed and the sample's index it fixes the response.
+      seeds: [P] int32, default 0 … P-1. A prompt with the same seed gives the same tokens whatever
+        batch it sits in.
+      max_new_tokens: [P, G] int32 limits below `sampling.max_new_tokens`, where rows differ.
+
+    Returns: a `Rollout` with reward and advantages 0 and status COMPLETED where a stop token ended
+    the response (the stop token is part of it) and TRUNCATED where the limit did.
+    """
+    tokens, lengths = prompts if isinstance(prompts, tuple) else pad_prompts(prompts)
+    shape = (tokens.shape[0], sampling.group_size)
+    if seeds is None:
+        seeds = jnp.arange(shape[0], dtype=jnp.int32)
+    if max_new_tokens is None:
+        max_new_tokens = jnp.full(shape, sampling.max_new_tokens, jnp.int32)
+    graphdef, params = nnx.split(model)
+    return _generate(graphdef, params, tokens, lengths, seeds, max_new_tokens, rng, sampling)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "sampling"))
+def _generate(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling):
+    model = nnx.merge(graphdef, params)
+    (rows, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
+    batch = rows * group
+    cache, last = prefill(model, prompt_tokens, prompt_lengths)
+    cache = cache.fork(group, length)
+    fold_in = jax.vmap(jax.random.fold_in)
+    prompt_keys = jnp.repeat(fold_in(jnp.broadcast_to(rng, rows), seeds), group)
+    keys = fold_in(prompt_keys, jnp.tile(jnp.arange(group), rows))
+    stop_ids = jnp.asarray(sampling.stop_ids, jnp.int32)
+    limits = jnp.minimum(limits.reshape(batch), length)
+
+    def unfinished(carry):
+        step, status, *_ = carry
+        return (step < length) & jnp.any(status == Status.PENDING)
+
+    def decode(carry):
+        step, status, token, cache, outputs = carry
+        running = status == Status.PENDING
+        logits, cache = model(
+            token[:, None], segment_ids=running[:, None].astype(jnp.int32), cache=cache
+        )
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        drawn, logprob, support = draw(logits[:, 0], step_keys, sampling)
+        token = jnp.where(running, drawn, 0)
+        new = {"tokens": token, "logprobs": jnp.where(running, logprob, 0.0), "mask": running}
+        if support is not None:
+            new["support"] = jnp.where(running[:, None], support, -1)
+        outputs = jax.tree.map(
+            lambda buffer, value: buffer.at[step].set(value.astype(buffer.dtype)), outputs, new
+        )
+        stopped = jnp.isin(token, stop_ids)
+        ended = jnp.where(stopped, Status.COMPLETED, Status.TRUNCATED)
+        status = jnp.where(running & (stopped | (step + 1 >= limits)), ended, status)
+        return step + 1, status, token, cache, outputs
+
+    outputs = {
+        "tokens": jnp.zeros((length, batch), jnp.int32),
+        "logprobs": jnp.zeros((length, batch), jnp.float32),
+        "mask": jnp.zeros((length, batch), jnp.float32),
+    }
+    if sampling.truncates:
+        kept = min(sampling.top_k or sampling.nucleus_size, model.config.vocab_size)
+        outputs["support"] = jnp.full((length, batch, kept), -1, jnp.int32)
+    status = jnp.where(limits > 0, Status.PENDING, Status.TRUNCATED).astype(jnp.int32)
+    carry = (jnp.zeros((), jnp.int32), status, jnp.repeat(last, group), cache, outputs)
+    _, status, _, _, outputs = jax.lax.while_loop(unfinished, decode, carry)
+    outputs = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, group, length, *x.shape[2:]), outputs
+    )
+    zeros = jnp.zeros((rows, group), jnp.float32)
+    return Rollout(
+        prompt_tokens=prompt_tokens,
+        prompt_lengths=prompt_lengths,
+        tokens=outputs["tokens"],
+        lengths=outputs["mask"].astype(jnp.int32).sum(axis=-1),
+        mask=outputs["mask"],
+        behaviour_logprobs=outputs["logprobs"],
+        support=outputs.get("support"),
+        status=status.reshape(rows, group),
+        reward=zeros,
+        advantages=zeros,
+    )
+
+
+def score(model: Decoder, rollout: Rollout, temperature: float) -> dict[str, jax.Array]:
+    """What the model says of a rollout's tokens, by the sampler's own path and differentiable.
+
+    Returns: `logprobs` and `entropy` [P, G, T] float32 (entropy of the full tempered softmax in
+    nats), and the router statistics of the response tokens. Positions outside the mask hold values
+    without meaning.
+    """
+    rows, group, length = rollout.tokens.shape
+    cache, last = prefill(model, rollout.prompt_tokens, rollout.prompt_lengths)
+    cache = cache.fork(group, slots=0)
+    tokens = rollout.tokens.reshape(rows * group, length)
+    inputs = jnp.concatenate([jnp.repeat(last, group)[:, None], tokens[:, :-1]], axis=1)
+    segments = (jnp.arange(length) < rollout.lengths.reshape(-1, 1)).astype(jnp.int32)
+    hidden, _, statistics = model.hidden_states(inputs, segment_ids=segments, cache=cache)
+    logits = model.logits(hidden).reshape(rows, group, length, -1)
+    return {
+        "logprobs": token_logprobs(logits, rollout.tokens, rollout.support, temperature),
+        "entropy": entropy(logits, temperature),
+        **statistics,
+    }

@@ -1,0 +1,115 @@
+"""The distribution a token is drawn from: temperature, top-k and top-p, and its log-probabilities.
+
+Truncated sampling changes the policy: a token that survives top-p is drawn with its probability
+renormalised over the survivors. Scoring it under the full softmax would make the ratio of an
+unchanged policy differ from 1. So the sampler keeps the ids of the survivors (the support) and the
+trainer normalises over the same ids: `token_logprobs` is the one function that both sides call.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How responses are drawn.
+
+    `group_size` responses of at most `max_new_tokens` for each prompt. `temperature` 0 is greedy.
+    `top_k` 0 and `top_p` 1 switch truncation off; together, top-p acts on what top-k left,
+    renormalised. `nucleus_size` bounds the support that top-p alone may keep: the nucleus is cut to
+    that many tokens, and the renormalisation counts only those.
+    """
+
+    group_size: int = 8
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    nucleus_size: int = 128
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        for name in ("group_size", "max_new_tokens", "nucleus_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether a token's support is smaller than the vocabulary."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+
+def truncate(logits: jax.Array, top_k: int, top_p: float, nucleus_size: int) -> jax.Array:
+    """The ids that top-k and then top-p keep, most probable first, -1 padded.
+
+    Args: logits [B, V], already divided by the temperature. Returns int32 [B, K] with K = top_k, or
+    nucleus_size where only top-p truncates. Top-p keeps the fewest tokens whose probabilities reach
+    it (Holtzman et al. 2019, arXiv 1904.09751), at least one.
+    """
+    size = min(top_k or nucleus_size, logits.shape[-1])
+    values, ids = jax.lax.top_k(logits, size)
+    if top_p >= 1:
+        return ids
+    total = jax.nn.logsumexp(values if top_k else logits, axis=-1, keepdims=True)
+    probs = jnp.exp(values - total)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    return jnp.where((before < top_p).at[:, 0].set(True), ids, -1)
+
+
+def support_logits(logits: jax.Array, support: jax.Array) -> jax.Array:
+    """The logits [..., V] of the ids in support [..., K]; -inf at its padding."""
+    kept = jnp.take_along_axis(logits, jnp.maximum(support, 0), axis=-1)
+    return jnp.where(support >= 0, kept, -jnp.inf)
+
+
+def token_logprobs(
+    logits: jax.Array, tokens: jax.Array, support: jax.Array | None, temperature: float
+) -> jax.Array:
+    """log p(token) under softmax(logits / temperature) over the support, or over all V ids.
+
+    Args: logits [..., V] float32, tokens [...] int32, support [..., K] int32 or None. A temperature
+    of 0 (greedy) scores under the untempered softmax. Where the support is empty, as in padding,
+    the token is its only member.
+    """
+    logits = logits / (temperature or 1.0)
+    if support is not None:
+        first = jnp.where(support[..., 0] < 0, tokens, support[..., 0])
+        support = jnp.concatenate([first[..., None], support[..., 1:]], axis=-1)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    kept = logits if support is None else support_logits(logits, support)
+    return chosen - jax.nn.logsumexp(kept, axis=-1)
+
+
+def entropy(logits: jax.Array, temperature: float) -> jax.Array:
+    """-Σ p log p of softmax(logits / temperature) in nats, [...] for logits [..., V]."""
+    logp = jax.nn.log_softmax(logits / (temperature or 1.0))
+    return -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+
+
+def draw(
+    logits: jax.Array, keys: jax.Array, sampling: SamplingConfig
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Draws a token a row: tokens [B], their log-probabilities [B], and the support [B, K] or None.
+
+    Args: logits [B, V] float32, keys [B] of the rows' own generators, so that a row's tokens do not
+    depend on the batch around it.
+    """
+    if sampling.temperature == 0:
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return tokens, token_logprobs(logits, tokens, None, 0.0), None
+    scaled = logits / sampling.temperature
+    if not sampling.truncates:
+        tokens = jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+        return tokens, token_logprobs(logits, tokens, None, sampling.temperature), None
+    support = truncate(scaled, sampling.top_k, sampling.top_p, sampling.nucleus_size)
+    index = jax.vmap(jax.random.categorical)(keys, support_logits(scaled, support))
+    tokens = jnp.take_along_axis(support, index[:, None], axis=-1)[:, 0]
+    return tokens, token_logprobs(logits, tokens, support, sampling.temperature), support

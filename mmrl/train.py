@@ -1,0 +1,244 @@
+"""Trains a policy: a supervised warm start, then reinforcement learning on its own rollouts.
+
+    python -m mmrl.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The run continues from its last checkpoint if `workdir` holds one. Ctrl-C or SIGTERM saves it.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags, logging
+from flax import nnx
+
+from mmrl import config as configs
+from mmrl.compilation import enable_compilation_cache
+from mmrl.data import Example, prompt_text
+from mmrl.errors import UserError, user_mistakes
+from mmrl.report.html import write_report
+from mmrl.report.metrics import write_rollouts
+from mmrl.report.progress import Progress, print_summary
+from mmrl.rollout import Rollout, SamplingConfig, generate
+from mmrl.rollout.sampler import pad_prompts
+from mmrl.sharding import make_mesh
+from mmrl.training.config import TrainConfig
+from mmrl.training.flops import peak_flops, step_flops
+from mmrl.training.interrupts import stop_requests
+from mmrl.training.optimizer import check_skips, learning_rate, skips
+from mmrl.training.rollouts import (
+    keep_informative,
+    reward_rollout,
+    rollout_metrics,
+    rollout_rows,
+    with_advantages,
+)
+from mmrl.training.run import Run
+from mmrl.training.update import merge_updates, policy_update, score_logprobs, supervised_update
+
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Config file: Python with get_config().", required=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+
+
+def train(config: TrainConfig, workdir: Path) -> bool:
+    """Runs or continues the run in `workdir`; False if it was asked to stop before its end."""
+    phases = (("warmstart", config.warmstart.steps, supervised_step), ("rl", config.steps, rl_step))
+    with user_mistakes():
+        mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), stop_requests() as stop:
+        with user_mistakes():
+            run = Run(config, workdir)
+        with run.writer:
+            finished = all(run_phase(run, *phase, stop) for phase in phases)
+            run.checkpoints.wait_until_finished()
+    if run.primary:
+        write_report(workdir)
+        print_summary(workdir)
+    return finished
+
+
+def run_phase(
+    run: Run,
+    phase: str,
+    steps: int,
+    step_function: Callable[[Run, int], dict[str, Any]],
+    stop: threading.Event,
+) -> bool:
+    """The loop over a phase's steps, evaluated at its ends; False if it was asked to stop."""
+    start = run.enter(phase)
+    if start >= steps:
+        return True
+    with Progress(steps, phase=phase, start_step=start, primary=run.primary) as progress:
+
+        def record(step: int, metrics: dict[str, Any]) -> None:
+            run.writer.write(step, metrics, phase)
+            progress.update(step, metrics)
+
+        if start == 0:
+            record(0, evaluate(run))
+        for step in range(start + 1, steps + 1):
+            metrics = step_function(run, step)
+            last = step == steps
+            if phase == "rl" and (last or step % run.config.evaluation.interval == 0):
+                metrics |= evaluate(run)
+            record(step, metrics)
+            check_skips(run.optimizer_config, run.state.opt_state)
+            if last or stop.is_set() or step % run.config.checkpoint.interval == 0:
+                run.save(step)
+            if stop.is_set():
+                logging.info(
+                    "Stopped after step %d of %s; the same command continues.", step, phase
+                )
+                return False
+    return True
+
+
+def rl_step(run: Run, step: int) -> dict[str, Any]:
+    """Draw prompts, roll out, score, compute advantages, update."""
+    start = time.perf_counter()
+    rollout, metrics = collect_rollout(run, jax.random.fold_in(run.state.key, step))
+    rollout_end = time.perf_counter()
+    metrics |= update_policy(run, rollout)
+    metrics |= throughput_metrics(run, rollout, start, rollout_end)
+    if run.primary and step % run.config.rollouts_interval == 0:
+        write_rollouts(run.workdir, step, rollout_rows(rollout, step, run.config.tokenizer))
+    return metrics
+
+
+def collect_rollout(run: Run, key: jax.Array) -> tuple[Rollout, dict[str, Any]]:
+    """The step's rollout with rewards and advantages, drawn again while groups lack information."""
+    config = run.config
+    parts: list[Rollout] = []
+    metrics: dict[str, Any] = {}
+    for round_ in range(config.dynamic_sampling_rounds):
+        sampled = sample(
+            run, next(run.iterators["rl"]), config.sampling, jax.random.fold_in(key, round_)
+        )
+        scored, metrics = reward_rollout(sampled, run.reward, config)
+        parts.append(scored)
+        rollout, informative = keep_informative(parts, config.prompts_per_step)
+        if informative == config.prompts_per_step:
+            break
+    metrics |= rollout_metrics(rollout)
+    metrics["reward/informative"] = informative / config.prompts_per_step
+    return with_advantages(rollout, config), metrics
+
+
+def sample(run: Run, batch: list[Example], sampling: SamplingConfig, key: jax.Array) -> Rollout:
+    """Responses to a batch of examples, which become the rollout's metadata."""
+    tokenizer = run.config.tokenizer
+    with user_mistakes():
+        tokens = [tokenizer.encode(prompt_text(example)) for example in batch]
+        prompts = pad_prompts(tokens, run.config.prompt_length)
+    sampling = replace(sampling, stop_ids=sampling.stop_ids or tokenizer.stop_ids)
+    model = nnx.merge(run.graphdef, run.state.params)
+    return generate(model, prompts, sampling, key).replace(metadata=tuple(batch))
+
+
+def update_policy(run: Run, rollout: Rollout) -> dict[str, float]:
+    """The optimizer steps of one rollout, each on its share of the prompts."""
+    config, state = run.config, run.state
+    shared = dict(graphdef=run.graphdef, temperature=config.sampling.temperature)
+    params, opt_state, updates = state.params, state.opt_state, []
+    parts = rollout.split(config.updates_per_rollout)
+    score = functools.partial(score_logprobs, **shared, micro_batches=config.micro_batches)
+    scores: list[dict[str, jax.Array]] = [{} for _ in parts]
+    for part, extra in zip(parts, scores, strict=True):
+        if config.objective.kl_coefficient:
+            extra["reference_logprobs"] = score(state.reference, part.arrays())
+        if config.objective.tis_high is not None:
+            extra["old_logprobs"] = score(params, part.arrays())
+    for part, extra in zip(parts, scores, strict=True):
+        params, opt_state, metrics = policy_update(
+            params,
+            opt_state,
+            part.arrays(),
+            extra,
+            **shared,
+            optimizer=run.optimizer,
+            objective=config.objective,
+            micro_batches=config.micro_batches,
+        )
+        updates.append(metrics)
+    run.state = replace(state, params=params, opt_state=opt_state)
+    return merge_updates(jax.device_get(updates)) | optimizer_metrics(run)
+
+
+def supervised_step(run: Run, step: int) -> dict[str, Any]:
+    """One step of next-token prediction on worked solutions."""
+    start = time.perf_counter()
+    batch = next(run.iterators["warmstart"])
+    params, opt_state, metrics = supervised_update(
+        run.state.params,
+        run.state.opt_state,
+        {name: batch[name] for name in ("tokens", "segment_ids", "mask")},
+        graphdef=run.graphdef,
+        optimizer=run.optimizer,
+    )
+    run.state = replace(run.state, params=params, opt_state=opt_state)
+    metrics = jax.device_get(metrics) | optimizer_metrics(run)
+    return metrics | {"time/step_seconds": time.perf_counter() - start}
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """One response to each held-out prompt, the same prompts and random numbers every time."""
+    if not run.held_out:
+        return {}
+    config = run.config
+    sampling = replace(config.sampling, group_size=1, temperature=config.evaluation.temperature)
+    rollout = sample(run, run.held_out, sampling, jax.random.key(0))
+    rollout, metrics = reward_rollout(rollout, run.reward, config)
+    return {
+        "eval/reward": float(rollout.reward.mean()),
+        "eval/solved": metrics["reward/solved"],
+        "eval/length_mean": float(rollout.lengths.mean()),
+    }
+
+
+def optimizer_metrics(run: Run) -> dict[str, float]:
+    return {
+        "optimizer/lr": float(learning_rate(run.optimizer_config, run.state.opt_state)),
+        "optimizer/skipped": int(skips(run.state.opt_state)[1]),
+    }
+
+
+def throughput_metrics(
+    run: Run, rollout: Rollout, start: float, rollout_end: float
+) -> dict[str, float]:
+    """Seconds, response tokens a second of the whole step, and the share of the peak FLOP/s."""
+    end = time.perf_counter()
+    responses, prompts = int(rollout.lengths.sum()), int(rollout.prompt_lengths.sum())
+    run.tokens_total += responses
+    flops = step_flops(run.config.model, prompt_tokens=prompts, response_tokens=responses)
+    return {
+        "time/rollout_seconds": rollout_end - start,
+        "time/update_seconds": end - rollout_end,
+        "time/step_seconds": end - start,
+        "throughput/tokens_per_second": responses / (end - start),
+        "throughput/mfu": flops / (end - start) / peak_flops(),
+        "tokens/total": run.tokens_total,
+    }
+
+
+def main(argv: list[str], overrides: dict[str, str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: write --config.{argv[1]}")
+    config = configs.override(configs.load(_CONFIG.value), overrides)
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{_CONFIG.value}: get_config() must return a TrainConfig")
+    enable_compilation_cache()
+    try:
+        train(config, Path(_WORKDIR.value))
+    except FloatingPointError as error:
+        raise UserError(str(error)) from error
+
+
+if __name__ == "__main__":
+    configs.run(main, overrides=True)

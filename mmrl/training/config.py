@@ -1,0 +1,102 @@
+"""The configuration of a training run: one frozen dataclass of the parts' own configs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mmrl.data import CharTokenizer, DataConfig
+from mmrl.models import DecoderConfig
+from mmrl.rl.loss import ObjectiveConfig
+from mmrl.rollout import SamplingConfig
+from mmrl.sharding import MeshConfig
+from mmrl.training.checkpoint import CheckpointConfig
+from mmrl.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Supervised training on worked solutions before RL, with an optimizer of its own.
+
+    `batch_size` rows of `length` tokens a step, `pack` as many examples in a row as fit.
+    """
+
+    steps: int = 0
+    batch_size: int = 64
+    length: int = 128
+    pack: bool = False
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One response to each of `prompts` held-out prompts every `interval` RL steps and at the ends.
+
+    `data` None is the training data's held-out split; the prompts are the same each time.
+    """
+
+    interval: int = 50
+    prompts: int = 128
+    temperature: float = 1.0
+    data: DataConfig | None = None
+
+    def __post_init__(self):
+        if self.interval < 1 or self.prompts < 1:
+            raise ValueError("evaluation: interval and prompts must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run: `warmstart.steps` supervised steps, then `steps` RL steps.
+
+    An RL step draws `prompts_per_step` prompts of at most `prompt_length` tokens, samples a group
+    for each, and makes `updates_per_rollout` optimizer steps on equal parts of them (16 in the
+    MiniMax-M1 paper), each accumulated over `micro_batches`.
+
+    `reward` is the import path of a function of a `Sample`. `overlong_buffer` adds DAPO's length
+    punishment over that many last tokens; 0 is off. `dynamic_sampling_rounds` above 1 draws again,
+    so often at most, until `prompts_per_step` groups have rewards that differ (DAPO).
+    `objective.kl_coefficient` > 0 keeps the parameters at the start of RL as the KL's reference;
+    `objective.tis_high` scores each rollout with the trainer before its first update. Rollouts go
+    to disk every `rollouts_interval` steps.
+    """
+
+    model: DecoderConfig
+    data: DataConfig = DataConfig()
+    tokenizer: CharTokenizer = CharTokenizer()
+    sampling: SamplingConfig = SamplingConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    warmstart: WarmStartConfig = WarmStartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    steps: int = 100
+    prompts_per_step: int = 32
+    prompt_length: int = 128
+    updates_per_rollout: int = 1
+    micro_batches: int = 1
+    advantage: Literal["group_relative", "leave_one_out", "batch_normalised"] = "group_relative"
+    reward: str = "mmrl.rewards.reasoning_gym:score"
+    reward_timeout_seconds: float = 60.0
+    reward_workers: int = 16
+    overlong_buffer: int = 0
+    dynamic_sampling_rounds: int = 1
+    rollouts_interval: int = 10
+    seed: int = 0
+
+    def __post_init__(self):
+        parts = self.updates_per_rollout * self.micro_batches
+        if parts < 1 or self.prompts_per_step < 1 or self.prompts_per_step % parts:
+            raise ValueError(
+                f"prompts_per_step={self.prompts_per_step} must be a multiple of "
+                f"updates_per_rollout × micro_batches = {parts}"
+            )
+        if self.model.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"model.vocab_size={self.model.vocab_size} is smaller than the tokenizer's "
+                f"{self.tokenizer.vocab_size}"
+            )
+        if self.overlong_buffer > self.sampling.max_new_tokens:
+            raise ValueError("overlong_buffer must not exceed sampling.max_new_tokens")
+        for name in ("dynamic_sampling_rounds", "rollouts_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -1,0 +1,134 @@
+"""What the training loop carries, and how it comes back from disk."""
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+
+from mmrl import config as configs
+from mmrl.data import DataConfig, Example, example_batches, examples, supervised_batches
+from mmrl.report.metrics import MetricsWriter
+from mmrl.rewards.runner import Reward, resolve
+from mmrl.training import checkpoint
+from mmrl.training.config import TrainConfig
+from mmrl.training.optimizer import OptimizerConfig, make_optimizer
+from mmrl.training.state import RunState, abstract_model, init_optimizer, init_params
+
+PHASES = ("warmstart", "rl")
+
+
+class Run:
+    """Configuration, arrays, iterators and position of a run; resumes from `workdir` by itself.
+
+    The position is (phase, step within it). Checkpoints are numbered by the steps done in both
+    phases, so number N of a run with W warm-start steps stands at RL step N - W.
+    """
+
+    state: RunState
+    done: int
+    phase: str
+    optimizer_config: OptimizerConfig
+    optimizer: optax.GradientTransformation
+
+    def __init__(self, config: TrainConfig, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.primary = jax.process_index() == 0
+        self.mesh = jax.sharding.get_mesh()
+        self.reward: Reward = resolve(config.reward)
+        self.graphdef, _ = abstract_model(config.model)
+        self.iterators = _iterators(config)
+        self.held_out = held_out_examples(config)
+        self.tokens_total = 0
+        self.done = 0
+        self.checkpoints = checkpoint.open_checkpoints(workdir, config.checkpoint)
+        self._start_or_restore()
+        if self.primary:
+            configs.save_json(config, workdir / "config.json")
+            config.tokenizer.save(workdir / "tokenizer.json")
+        warm = config.warmstart.steps
+        self.writer = MetricsWriter(
+            workdir,
+            resume_step=(self.done - warm if self.done > warm else self.done) or None,
+            resume_phase="rl" if self.done > warm else "warmstart",
+            primary=self.primary,
+        )
+
+    def enter(self, phase: str) -> int:
+        """Begins or continues a phase, its start with a fresh optimizer; returns the steps done."""
+        self.phase = phase
+        self.optimizer_config = _optimizer_config(self.config, phase)
+        self.optimizer = make_optimizer(self.optimizer_config)
+        start = self.done - (self.config.warmstart.steps if phase == "rl" else 0)
+        if start == 0:
+            params = self.state.params
+            opt_state = init_optimizer(self.optimizer, params, self.mesh)
+            keep = phase == "rl" and self.config.objective.kl_coefficient
+            reference = jax.tree.map(jnp.copy, params) if keep else None
+            self.state = replace(self.state, opt_state=opt_state, reference=reference)
+        return start
+
+    def save(self, step: int) -> None:
+        """Starts to write a checkpoint after `step` of the current phase."""
+        self.done = step + (self.config.warmstart.steps if self.phase == "rl" else 0)
+        host = {
+            "iterators": {name: it.get_state() for name, it in self.iterators.items()},
+            "tokens_total": self.tokens_total,
+        }
+        checkpoint.save(self.checkpoints, self.done, self.state, host)
+
+    def _start_or_restore(self) -> None:
+        key = jax.random.key(self.config.seed)
+        params = init_params(self.config.model, jax.random.fold_in(key, 0), self.mesh)
+        self.done = self.checkpoints.latest_step() or 0
+        phase = "rl" if self.done > self.config.warmstart.steps else "warmstart"
+        optimizer = make_optimizer(_optimizer_config(self.config, phase))
+        opt_state = init_optimizer(optimizer, params, self.mesh)
+        keep = phase == "rl" and self.config.objective.kl_coefficient
+        self.state = RunState(params, opt_state, key, params if keep else None)
+        if self.done:
+            self.state, host = checkpoint.restore(self.checkpoints, self.done, self.state)
+            for name, state in host["iterators"].items():
+                self.iterators[name].set_state(state)
+            self.tokens_total = host["tokens_total"]
+            logging.info("Continuing %s from checkpoint %d.", self.workdir, self.done)
+
+
+def held_out_examples(config: TrainConfig) -> list[Example]:
+    """The evaluation's prompts: its own data, or the held-out split of generated training data.
+
+    Training data from a file have no held-out split: then there are none, and no evaluation.
+    """
+    data: DataConfig | None = config.evaluation.data
+    if data is None and config.data.source == "reasoning_gym":
+        data = dataclasses.replace(config.data, split="held_out")
+    if data is None:
+        logging.warning("No evaluation: set config.evaluation.data to held-out rows.")
+        return []
+    dataset = examples(data)
+    return [dataset[i] for i in range(min(config.evaluation.prompts, len(dataset)))]
+
+
+def _iterators(config: TrainConfig) -> dict:
+    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    iterators = {
+        "rl": example_batches(config.data, batch_size=config.prompts_per_step, **processes)
+    }
+    warm = config.warmstart
+    if warm.steps:
+        iterators["warmstart"] = supervised_batches(
+            config.data,
+            config.tokenizer,
+            batch_size=warm.batch_size,
+            length=warm.length,
+            pack=warm.pack,
+            **processes,
+        )
+    return iterators
+
+
+def _optimizer_config(config: TrainConfig, phase: str) -> OptimizerConfig:
+    return config.optimizer if phase == "rl" else config.warmstart.optimizer

@@ -1,0 +1,136 @@
+"""The sampler: what it draws, when it stops, and that the trainer scores the same numbers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from oracles.small_models import HYBRID
+
+from mmrl.data.records import Status
+from mmrl.models import Decoder
+from mmrl.rollout import SamplingConfig, generate, score
+from mmrl.rollout.sampler import _generate, pad_prompts
+
+CONFIG = dataclasses.replace(HYBRID, vocab_size=29, num_layers=4)
+PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10], [11, 12, 13, 14, 15, 16, 17]]
+SAMPLING = SamplingConfig(group_size=3, max_new_tokens=12, stop_ids=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    return Decoder(CONFIG, nnx.Rngs(0))
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _read(graphdef, params, tokens):
+    return nnx.merge(graphdef, params)(tokens)[0]
+
+
+def full_logits(model: Decoder, sequence: list[int]) -> np.ndarray:
+    """Logits of one whole sequence, read without any cache."""
+    padded = np.zeros((1, 32), np.int32)
+    padded[0, : len(sequence)] = sequence
+    return np.asarray(_read(*nnx.split(model), padded)[0, : len(sequence)])
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    return x - np.log(np.exp(x - x.max()).sum()) - x.max()
+
+
+SETTINGS = {
+    "plain": {},
+    "temperature": dict(temperature=0.6),
+    "top-k and top-p": dict(temperature=1.2, top_k=7, top_p=0.9),
+    "top-p": dict(top_p=0.8),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_trainer_scores_what_the_sampler_recorded(setting, model):
+    """On-policy ratios are 1 under any truncation, because both normalise over the same ids."""
+    sampling = dataclasses.replace(SAMPLING, **SETTINGS[setting])
+    rollout = generate(model, PROMPTS, sampling, jax.random.key(0))
+    scored = jax.jit(lambda r: score(model, r, sampling.temperature))(rollout)
+    difference = np.abs(scored["logprobs"] - rollout.behaviour_logprobs) * rollout.mask
+    assert rollout.mask.sum() > 40
+    assert difference.sum() / rollout.mask.sum() < 1e-6
+    assert difference.max() < 1e-4
+
+
+def test_recorded_log_probabilities_are_those_of_the_model_without_a_cache(model):
+    rollout = generate(model, PROMPTS, SAMPLING, jax.random.key(0))
+    for p, prompt in enumerate(PROMPTS):
+        for g in range(SAMPLING.group_size):
+            tokens = rollout.tokens[p, g, : rollout.lengths[p, g]].tolist()
+            logits = full_logits(model, prompt + tokens)[len(prompt) - 1 :]
+            expected = [log_softmax(logits[t])[token] for t, token in enumerate(tokens)]
+            got = rollout.behaviour_logprobs[p, g, : len(tokens)]
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_greedy_decoding_takes_the_argmax_of_the_model_without_a_cache(model):
+    sampling = dataclasses.replace(SAMPLING, temperature=0.0, group_size=1, stop_ids=())
+    rollout = generate(model, PROMPTS, sampling, jax.random.key(0))
+    for p, prompt in enumerate(PROMPTS):
+        sequence = list(prompt)
+        for _ in range(sampling.max_new_tokens):
+            sequence.append(int(full_logits(model, sequence)[-1].argmax()))
+        assert rollout.tokens[p, 0].tolist() == sequence[len(prompt) :]
+
+
+def test_a_response_ends_with_its_stop_token_or_at_its_limit(model):
+    limits = jnp.asarray([[12, 5, 1], [12, 12, 12], [3, 3, 3], [12, 2, 12]])
+    rollout = generate(model, PROMPTS, SAMPLING, jax.random.key(4), max_new_tokens=limits)
+    for index in np.ndindex(4, 3):
+        length, tokens = int(rollout.lengths[index]), rollout.tokens[index].tolist()
+        stops = [t for t, token in enumerate(tokens[:length]) if token in SAMPLING.stop_ids]
+        if stops:
+            assert rollout.status[index] == Status.COMPLETED and stops == [length - 1]
+        else:
+            assert rollout.status[index] == Status.TRUNCATED and length == limits[index]
+        assert tokens[length:] == [0] * (12 - length)
+        assert rollout.mask[index].tolist() == [1.0] * length + [0.0] * (12 - length)
+    assert {int(s) for s in rollout.status.ravel()} == {Status.COMPLETED, Status.TRUNCATED}
+
+
+def test_a_prompt_gives_the_same_response_whatever_batch_it_sits_in(model):
+    rng = jax.random.key(9)
+    batch = generate(model, PROMPTS, SAMPLING, rng)
+    for p, prompt in enumerate(PROMPTS):
+        alone = generate(model, [prompt], SAMPLING, rng, seeds=jnp.asarray([p]))
+        assert alone.tokens[0].tolist() == batch.tokens[p].tolist()
+        np.testing.assert_allclose(
+            alone.behaviour_logprobs[0], batch.behaviour_logprobs[p], atol=1e-5
+        )
+    fewer = generate(model, PROMPTS, dataclasses.replace(SAMPLING, group_size=2), rng)
+    assert fewer.tokens.tolist() == batch.tokens[:, :2].tolist()
+
+
+def test_samples_of_a_group_differ(model):
+    rollout = generate(model, PROMPTS, SAMPLING, jax.random.key(0))
+    assert rollout.tokens[0, 0].tolist() != rollout.tokens[0, 1].tolist()
+
+
+def test_sampling_reads_the_parameters_where_they_are(model):
+    """The compiled sampler's temporaries hold at most one of the 4 layers' weights at a time."""
+    config = dataclasses.replace(CONFIG, hidden_size=256, intermediate_size=512, num_heads=8)
+    graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    sampling = SamplingConfig(group_size=1, max_new_tokens=4)
+    tokens, lengths = pad_prompts([[3, 4]])
+    limits, seeds = jnp.full((1, 1), 4), jnp.zeros((1,), jnp.int32)
+    args = (graphdef, params, tokens, lengths, seeds, limits, jax.random.key(0), sampling)
+    temporary = _generate.lower(*args).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < size / 3
+
+
+def test_an_impossible_prompt_is_named():
+    with pytest.raises(ValueError, match="prompt 1 has 0 tokens"):
+        pad_prompts([[3], []])
+    with pytest.raises(ValueError, match="prompt 0 has 3 tokens; it must have 1 to 2"):
+        pad_prompts([[3, 4, 5]], length=2)
