@@ -56,8 +56,10 @@ def train(config: TrainConfig, workdir: Path) -> bool:
         with user_mistakes():
             run = Run(config, workdir)
         with run.writer:
-            finished = all(run_phase(run, *phase, stop) for phase in phases)
-            run.checkpoints.wait_until_finished()
+            try:
+                finished = all(run_phase(run, *phase, stop) for phase in phases)
+            finally:
+                run.checkpoints.wait_until_finished()
     if run.primary:
         write_report(workdir)
         print_summary(workdir)

@@ -22,7 +22,7 @@ def check(rows, passes):
             assert row.tensor_core > 0, row
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_the_shapes_of_minimax_m1():
     """64 heads of 128 at both ends of the lengths: every multiprocessor has blocks enough."""
     rows = gpu_static.rows("--lengths=4096,131072", "--heads=64", "--head_dims=128")
@@ -31,7 +31,7 @@ def test_the_shapes_of_minimax_m1():
         assert row.blocks >= 132, row
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_one_long_sequence_fills_the_multiprocessors():
     rows = gpu_static.rows("--lengths=131072", "--heads=1", "--passes=forward,backward")
     check(rows, ["forward", "backward"])
@@ -39,14 +39,14 @@ def test_one_long_sequence_fills_the_multiprocessors():
     assert all(row.blocks >= 132 for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_all_head_dims_with_segments():
     """Ragged lengths with segments; D = 96 is padded."""
     flags = ["--lengths=1300", "--heads=4", "--head_dims=64,96,128", "--segments"]
     check(gpu_static.rows(*flags), ["forward", "backward", "decode"])
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_float32_compiles_to_tensor_cores():
     """Three TF32 products each; these spill registers, which `check` would not accept."""
     rows = gpu_static.rows("--lengths=1300", "--heads=4", "--dtypes=float32", "--passes=forward")
@@ -54,7 +54,7 @@ def test_float32_compiles_to_tensor_cores():
     assert all(row.tensor_core > 0 and row.resident >= 1 for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_small_shapes():
     flags = ["--lengths=2,100", "--heads=2", "--head_dims=16,32", "--decode_batch=1"]
     check(gpu_static.rows(*flags), ["forward", "backward", "decode"])

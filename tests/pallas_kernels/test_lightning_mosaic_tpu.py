@@ -134,7 +134,7 @@ def test_extreme_decays(slope):
     check((1, 300, 1, 128), slopes=[slope])
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_shape_slopes_and_segments(data):
@@ -152,7 +152,7 @@ def test_any_shape_slopes_and_segments(data):
     check((batch, length, heads, dim), slopes=slopes, segment_ids=ids, seed=seed)
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 def test_a_long_row_stays_finite_and_exact():
     """T = 65,536 at a slope of 1 and at the near-zero slope of M1's last layer."""
     (q, k, v, _), (state, _) = draw(0, (1, 65536, 2, 64), "float32")

@@ -116,7 +116,7 @@ def test_garbage_in_padding_stays_there(length):
         assert np.isfinite(array).all()
 
 
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize("slope", [1.0, 1e-5 * 2**-8])
 def test_65536_tokens_stay_finite_and_right(slope):
     """The last token after 65,536 equals the closed sum over what its decay still lets it see."""

@@ -38,7 +38,7 @@ def test_bundles_of_the_grid_loop():
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize("chip", static_analysis.CHIPS)
 def test_m1_shapes_are_near_the_floor(chip):
     """64 heads of 128 in bfloat16, T from 4,096 to 131,072, and decoding for 64 rows."""
@@ -50,7 +50,7 @@ def test_m1_shapes_are_near_the_floor(chip):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.parametrize("chip", static_analysis.CHIPS)
 def test_small_shapes_compile(chip):
     """Every head width in both dtypes, a row shorter than a chunk and a ragged one."""
