@@ -1,9 +1,6 @@
 """Softmax attention against a float64 loop over queries, and its gradients likewise."""
 
-import contextlib
 import functools
-import re
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,74 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, PartitionSpec
+from oracles.softmax_attention import MODES, causal, draw_arrays, implementation_of, oracle
 
-from pallas_kernels.softmax_attention import merge_attention, softmax_attention, xla
+from pallas_kernels.softmax_attention import merge_attention, softmax_attention
 
-MODES = ["reference", "xla", "xla in small blocks"]
 every_mode = pytest.mark.parametrize("mode", MODES)
-
-
-@contextlib.contextmanager
-def implementation_of(mode, block_scores=96, block_slots=5, block_rows=3):
-    """The implementation's name, with blocks small enough for many of them in a small test."""
-    if mode != "xla in small blocks":
-        yield mode
-        return
-    sizes = {
-        "FEW_ROWS": 0,
-        "DENSE_SCORES": 0,
-        "BLOCK_SCORES": block_scores,
-        "BLOCK_SLOTS": block_slots,
-        "MIN_BLOCK_ROWS": block_rows,
-    }
-    with mock.patch.multiple(xla, **sizes):
-        yield "xla"
-
-
-def oracle(q, k, v, labels, scale, out_bar=None, lse_bar=None):
-    """out, lse and, given cotangents, (dq, dk, dv): one query at a time in float64."""
-    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    out, lse = np.zeros_like(q), np.full(q.shape[:3], -np.inf)
-    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
-    per_kv_row, per_kv_head = q.shape[0] // k.shape[0], q.shape[2] // k.shape[1]
-    for b, t, h in np.ndindex(*q.shape[:3]):
-        row, head = b // per_kv_row, h // per_kv_head
-        positions = labels["kv_positions"][row]
-        seen = (positions >= 0) & (positions <= labels["q_positions"][b, t])
-        if labels.get("q_segment_ids") is not None:
-            seen &= labels["kv_segment_ids"][row] == labels["q_segment_ids"][b, t]
-        if not seen.any():
-            continue
-        keys, values = k[row, head, seen], v[row, head, seen]
-        scores = scale * keys @ q[b, t, h]
-        lse[b, t, h] = scores.max() + np.log(np.exp(scores - scores.max()).sum())
-        p = np.exp(scores - lse[b, t, h])
-        out[b, t, h] = p @ values
-        if out_bar is not None:
-            value_bar = values @ out_bar[b, t, h]
-            scores_bar = p * (value_bar - p @ value_bar + lse_bar[b, t, h])
-            dq[b, t, h] = scale * scores_bar @ keys
-            dk[row, head, seen] += scale * scores_bar[:, None] * q[b, t, h]
-            dv[row, head, seen] += p[:, None] * out_bar[b, t, h]
-    return out, lse, (dq, dk, dv)
-
-
-def draw_arrays(seed, batch, kv_batch, time, heads, kv_heads, slots, depth):
-    rng = np.random.default_rng(seed)
-    q = rng.standard_normal((batch, time, heads, depth)).astype(np.float32)
-    k, v = rng.standard_normal((2, kv_batch, kv_heads, slots, depth)).astype(np.float32)
-    return q, k, v
-
-
-def causal(batch, time, kv_batch=None, slots=None):
-    """Positions of a sequence that attends to itself, or of its last `time` tokens of `slots`."""
-    kv_batch, slots = kv_batch or batch, slots or time
-    return {
-        "q_positions": np.tile(np.arange(slots - time, slots, dtype=np.int32), (batch, 1)),
-        "kv_positions": np.tile(np.arange(slots, dtype=np.int32), (kv_batch, 1)),
-    }
-
 
 # kv_batch, repeats, kv_heads, heads a kv head, time, slots, scale, segments
 SHAPES = [
@@ -214,159 +148,6 @@ def test_blocks_that_no_query_sees_are_never_read():
         gradients, _ = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     assert np.any(gradients[1][:, :, :clean]) and not np.any(gradients[1][:, :, clean:])
-
-
-@pytest.mark.parametrize("filled", [1, 130, 200, 600, 1000])
-def test_decoding_reads_a_prefix_that_holds_every_filled_slot(filled):
-    q, k, v = draw_arrays(4, 2, 2, 1, 4, 2, 1000, 4)
-    labels = causal(2, 1, slots=1000) | {"q_positions": np.full((2, 1), filled - 1, np.int32)}
-    out, lse = jax.jit(softmax_attention)(q, k, v, **labels)
-    expected_out, expected_lse, _ = oracle(q, k, v, labels, 0.5)
-    np.testing.assert_allclose(out, expected_out, atol=1e-5)
-    np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
-
-
-def test_decoding_an_almost_empty_cache_does_not_read_its_tail():
-    q, k, v = draw_arrays(5, 2, 2, 1, 4, 2, 2048, 4)
-    labels = causal(2, 1, slots=2048) | {"q_positions": np.full((2, 1), 99, np.int32)}
-    k[:, :, 128:] = v[:, :, 128:] = np.nan
-    assert np.isfinite(jax.jit(softmax_attention)(q, k, v, **labels)[0]).all()
-
-
-def test_a_while_loop_that_decodes_into_a_cache_equals_one_causal_pass():
-    batch, steps, slots = 2, 7, 300
-    q, k, v = draw_arrays(6, batch, batch, steps, 4, 2, steps, 4)
-    expected, _, _ = oracle(q, k, v, causal(batch, steps), 0.5)
-
-    def decode(state):
-        t, keys, values, positions, out = state
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, t][:, :, None], t, 2)
-            for cache, new in ((keys, jnp.asarray(k)), (values, jnp.asarray(v)))
-        )
-        positions = positions.at[:, t].set(t)
-        new, _ = softmax_attention(
-            jnp.asarray(q)[:, t][:, None],
-            keys,
-            values,
-            q_positions=jnp.full((batch, 1), t),
-            kv_positions=positions,
-        )
-        return t + 1, keys, values, positions, out.at[:, t].set(new[:, 0])
-
-    cache = jnp.zeros((batch, 2, slots, 4))
-    state = 0, cache, cache, jnp.full((batch, slots), -1), jnp.zeros(q.shape)
-    out = jax.jit(lambda state: jax.lax.while_loop(lambda s: s[0] < steps, decode, state))(state)[4]
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-
-
-@every_mode
-def test_gradients_pass_through_scan_and_checkpoint(mode):
-    """Two rematerialised layers in a scan, each attending with the last one's output as queries."""
-    q, k, v = draw_arrays(7, 2, 2, 8, 2, 2, 8, 4)
-    labels = causal(2, 8)
-    middle, _, _ = oracle(q, k, v, labels, 0.5)
-    ones, zeros = np.ones(q.shape), np.zeros(q.shape[:3])
-    expected, _, (middle_bar, _, _) = oracle(middle, k, v, labels, 0.5, ones, zeros)
-    _, _, (q_bar, _, _) = oracle(q, k, v, labels, 0.5, middle_bar, zeros)
-
-    @jax.checkpoint
-    def layer(x, _):
-        return softmax_attention(x, k, v, **labels, implementation=implementation)[0], None
-
-    def loss(q):
-        out, _ = jax.lax.scan(layer, q, None, length=2)
-        return out.sum(), out
-
-    with implementation_of(mode) as implementation:
-        gradient, out = jax.jit(jax.grad(loss, has_aux=True))(q)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-    np.testing.assert_allclose(gradient, q_bar, atol=1e-5)
-
-
-@every_mode
-def test_shards_of_batch_and_heads_equal_the_whole(mode):
-    """Inside shard_map, with gradients."""
-    q, k, v = draw_arrays(8, 4, 2, 6, 4, 2, 6, 4)
-    labels = causal(4, 6, 2, 6)
-    out_bar, lse_bar = np.ones(q.shape), np.ones(q.shape[:3])
-    expected, _, expected_gradients = oracle(q, k, v, labels, 0.5, out_bar, lse_bar)
-    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
-    queries, cache = PartitionSpec("data", None, "model"), PartitionSpec("data", "model")
-
-    def attend(q, k, v, q_positions, kv_positions):
-        return softmax_attention(
-            q,
-            k,
-            v,
-            q_positions=q_positions,
-            kv_positions=kv_positions,
-            implementation=implementation,
-        )
-
-    def loss(q, k, v):
-        rows = PartitionSpec("data")
-        sharded = jax.shard_map(
-            attend,
-            mesh=mesh,
-            in_specs=(queries, cache, cache, rows, rows),
-            out_specs=(queries, queries),
-        )
-        out, lse = sharded(q, k, v, labels["q_positions"], labels["kv_positions"])
-        return out.sum() + lse.sum(), out
-
-    with implementation_of(mode) as implementation:
-        gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-    for name, actual, wanted in zip("qkv", gradients, expected_gradients):
-        np.testing.assert_allclose(actual, wanted, atol=2e-5, err_msg=f"d{name}")
-
-
-@every_mode
-def test_bfloat16_inputs_lose_no_more_than_their_rounding(mode):
-    arrays = [jnp.asarray(x, jnp.bfloat16) for x in draw_arrays(9, 2, 2, 12, 4, 2, 12, 8)]
-    labels = causal(2, 12)
-    expected_out, expected_lse, _ = oracle(*arrays, labels, 8**-0.5)
-    with implementation_of(mode) as implementation:
-        attend = functools.partial(softmax_attention, implementation=implementation)
-        out, lse = jax.jit(attend)(*arrays, **labels)
-    assert out.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
-    np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
-    np.testing.assert_allclose(out.astype(np.float32), expected_out, atol=0.03)
-
-
-def test_memory_grows_linearly_with_length():
-    """Temporary bytes of value and gradient: far under one [T, S] array of scores."""
-
-    def temporary_bytes(length):
-        shape = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
-        cache = jax.ShapeDtypeStruct((1, 1, length, 8), jnp.float32)
-
-        def loss(q, k, v):
-            return softmax_attention(q, k, v, **causal(1, length))[0].sum()
-
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(shape, cache, cache).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    short, long = temporary_bytes(8192), temporary_bytes(32768)
-    assert long < 4.5 * short
-    assert long < 32768**2 * 4 / 50
-
-
-def test_decoding_makes_no_copy_of_the_cache():
-    cache = jax.ShapeDtypeStruct((4, 2, 2048, 32), jnp.float32)
-    q = jax.ShapeDtypeStruct((4, 1, 4, 32), jnp.float32)
-    labels = causal(4, 1, slots=2048)
-    compiled = jax.jit(lambda q, k, v: softmax_attention(q, k, v, **labels)).lower(q, cache, cache)
-    text = compiled.compile().as_text()
-    size = 4 * 2 * 2048 * 32
-    made = {
-        operation
-        for dimensions, operation in re.findall(r"= \w+\[([\d,]+)\]\S* ([\w-]+)\(", text)
-        if np.prod([int(n) for n in dimensions.split(",")]) >= size
-    }
-    assert "parameter" in made
-    assert made <= {"parameter", "get-tuple-element", "bitcast"}, made
 
 
 @pytest.mark.parametrize(
