@@ -133,21 +133,22 @@ def test_blocks_that_no_query_sees_are_never_read():
     labels["kv_positions"] = np.r_[np.arange(20), np.full(20, -1)][None].astype(np.int32)
     labels["q_segment_ids"] = np.repeat([[1, 2]], 10, axis=1).astype(np.int32)
     labels["kv_segment_ids"] = np.r_[labels["q_segment_ids"][0], np.ones(20)][None].astype(np.int32)
-    poisoned = np.isin(np.arange(40), [*range(15, 40)])  # the last block of segment 2, the tail
+    clean = np.arange(10, 15)  # the first half of segment 2, in blocks of 5 positions of 2 heads
+    poisoned = np.isin(np.arange(40), [*range(5), *range(15, 40)])
     k, v = (np.where(poisoned[:, None], np.nan, x).astype(np.float32) for x in (k, v))
-    clean = 15  # queries before position 15, in blocks of 5 positions of 2 heads
 
-    def loss(q, k, v):
+    def loss(q, k, v, labels):
         out, _ = softmax_attention(q, k, v, **labels, implementation=implementation)
-        return out[:, :clean].sum(), out
+        return out[:, clean].sum(), out
 
     with implementation_of(MODES[2], 50, 5, 10) as implementation:
-        _, out = jax.jit(loss)(q, k, v)
-        assert np.isfinite(out[:, :clean]).all() and np.isnan(out[:, clean:]).all()
-        labels["q_positions"] = np.where(labels["q_positions"] < clean, labels["q_positions"], -1)
-        gradients, _ = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+        _, out = jax.jit(loss)(q, k, v, labels)
+        labels["q_positions"] = np.where(np.isin(np.arange(20), clean), labels["q_positions"], -1)
+        gradients, _ = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v, labels)
+    poisoned_rows = [t for t in range(20) if t not in clean]
+    assert np.isfinite(out[:, clean]).all() and np.isnan(out[:, poisoned_rows]).all()
     assert all(np.isfinite(gradient).all() for gradient in gradients)
-    assert np.any(gradients[1][:, :, :clean]) and not np.any(gradients[1][:, :, clean:])
+    assert np.any(gradients[1][:, :, clean]) and not np.any(gradients[1][:, :, poisoned])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pallas_kernels.softmax_attention import softmax_attention
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-@pytest.mark.parametrize("filled", [1, 130, 200, 600, 1000])
+@pytest.mark.parametrize("filled", [1, 250, 251, 1000])
 def test_decoding_reads_a_prefix_that_holds_every_filled_slot(filled):
     q, k, v = draw_arrays(4, 2, 2, 1, 4, 2, 1000, 4)
     labels = causal(2, 1, slots=1000) | {"q_positions": np.full((2, 1), filled - 1, np.int32)}
