@@ -158,7 +158,9 @@ def test_values_of_the_python_file_are_checked_against_annotations(config, messa
 
 
 def test_int_serves_as_float():
-    config_lib.validate(Config(learning_rate=1, warmstart=Warmstart(3, (0, 1))))
+    config = Config(learning_rate=1, warmstart=Warmstart(3, (0, 1)))
+    config_lib.validate(config)
+    assert config_lib.from_dict(Config, config_lib.to_dict(config)) == config
 
 
 FLOATS = st.floats(allow_nan=False)
