@@ -1,8 +1,10 @@
 """Text to token ids and back."""
 
+import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +37,14 @@ class Tokenizer(Protocol):
 class CharTokenizer:
     """One id a character: padding 0, end 1, unknown 2, then the alphabet in its order.
 
-    A character outside the alphabet is a `UserError`, or id 2 with `unknown="replace"`. Ids that
+    `phrases` are texts with an id of their own after the alphabet's, such as the instruction that
+    all prompts of a task begin with; where several fit the longest wins, the leftmost first. A
+    character outside the alphabet is a `UserError`, or id 2 with `unknown="replace"`. Ids that
     stand for no character decode to U+FFFD, so that a model with a larger vocabulary cannot fail.
     """
 
     alphabet: str = PRINTABLE_ASCII
+    phrases: tuple[str, ...] = ()
     unknown: Literal["error", "replace"] = "error"
 
     pad_id = 0
@@ -51,27 +56,35 @@ class CharTokenizer:
         repeated = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
         if not self.alphabet or repeated:
             raise UserError(f"the alphabet must hold each character once; repeated: {repeated}")
+        if len(set(self.phrases)) < len(self.phrases) or any(len(p) < 2 for p in self.phrases):
+            raise UserError(f"phrases must differ and have two characters or more: {self.phrases}")
         if self.unknown not in ("error", "replace"):
             raise UserError(f"unknown must be 'error' or 'replace', got {self.unknown!r}")
 
     @property
     def vocab_size(self) -> int:
-        return len(self.alphabet) + 3
+        return len(self.alphabet) + len(self.phrases) + 3
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
-        return {character: index for index, character in enumerate(self.alphabet, 3)}
+        return {piece: index for index, piece in enumerate((*self.alphabet, *self.phrases), 3)}
 
     @functools.cached_property
-    def _characters(self) -> dict[int, str]:
-        return dict(enumerate(self.alphabet, 3))
+    def _pieces(self) -> dict[int, str]:
+        return {index: piece for piece, index in self._ids.items()}
+
+    @functools.cached_property
+    def _split(self) -> re.Pattern[str]:
+        longest_first = sorted(self.phrases, key=len, reverse=True)
+        return re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the characters of `text`. Raises `UserError` as `unknown` says."""
+        """Ids of the phrases and characters of `text`. Raises `UserError` as `unknown` says."""
+        pieces = self._split.findall(text)
         if self.unknown == "replace":
-            return [self._ids.get(character, self.unknown_id) for character in text]
+            return [self._ids.get(piece, self.unknown_id) for piece in pieces]
         try:
-            return [self._ids[character] for character in text]
+            return [self._ids[piece] for piece in pieces]
         except KeyError as error:
             character = error.args[0]
             at = text.index(character)
@@ -83,14 +96,14 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` without padding and end ids."""
         return "".join(
-            self._characters.get(index, "\N{REPLACEMENT CHARACTER}")
+            self._pieces.get(index, "\N{REPLACEMENT CHARACTER}")
             for index in map(int, ids)
             if index not in (self.pad_id, self.eos_id)
         )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a JSON file that `load_tokenizer` reads."""
-        content = {"type": "char", "alphabet": self.alphabet, "unknown": self.unknown}
+        content = {"type": "char"} | dataclasses.asdict(self)
         Path(path).write_text(json.dumps(content) + "\n")
 
 
@@ -100,6 +113,6 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         fields = json.loads(Path(path).read_text())
         if fields.pop("type") != "char":
             raise ValueError("its type must be 'char'")
-        return CharTokenizer(**fields)
+        return CharTokenizer(**fields | {"phrases": tuple(fields.get("phrases", ()))})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a tokenizer file: {error}") from error

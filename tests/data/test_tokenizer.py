@@ -23,6 +23,19 @@ def test_ids_follow_the_order_of_the_alphabet_after_the_special_ids():
     assert tokenizer.vocab_size == 5
 
 
+def test_a_phrase_is_one_id_and_the_longest_that_fits_wins():
+    tokenizer = CharTokenizer("abc", phrases=("ab", "abc"))
+    assert tokenizer.encode("aabcab") == [3, 7, 6]
+    assert tokenizer.decode([3, 7, 6]) == "aabcab"
+    assert tokenizer.vocab_size == 8
+
+
+@pytest.mark.parametrize("phrases", [("ab", "ab"), ("a",), ("",)])
+def test_phrases_must_differ_and_be_longer_than_a_character(phrases):
+    with pytest.raises(ValueError, match="phrases"):
+        CharTokenizer("abc", phrases=phrases)
+
+
 def test_decode_drops_padding_and_end_and_shows_ids_without_a_character():
     assert CharTokenizer("ba").decode([4, 2, 3, 99, -1, 1, 0, 0]) == "a\ufffdb\ufffd\ufffd"
 
@@ -40,7 +53,7 @@ def test_an_alphabet_must_hold_each_character_once(alphabet):
 
 
 def test_a_saved_tokenizer_loads_equal(tmp_path):
-    tokenizer = CharTokenizer("ba×\n", unknown="replace")
+    tokenizer = CharTokenizer("ba×\n", phrases=("ab", "bb"), unknown="replace")
     tokenizer.save(tmp_path / "tokenizer.json")
     assert load_tokenizer(tmp_path / "tokenizer.json") == tokenizer
 
