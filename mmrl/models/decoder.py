@@ -1,5 +1,6 @@
 """The decoder: one forward function for training, scoring, prefill and decode."""
 
+import functools
 import itertools
 import math
 
@@ -197,6 +198,7 @@ def _count_positions(segment_ids: jax.Array, cache: Cache | None) -> jax.Array:
     return counts - jax.lax.cummax(starts, axis=1)
 
 
+@functools.cache
 def parameter_count(config: DecoderConfig) -> tuple[int, int]:
     """(total, active) parameters by `jax.eval_shape`, nothing allocated.
 
