@@ -1,10 +1,12 @@
 """Feed-forward layers: the gated MLP and the dropless mixture of experts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.models.layers import LayerInit
+from mmrl.models.layers import LayerInit, project
 from mmrl.sharding import constrain
 from pallas_kernels.grouped_matmul import grouped_matmul
 
@@ -20,13 +22,40 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, dict]:
         """x [B, T, M] -> [B, T, M]; a dense layer has no statistics."""
-        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-        hidden = constrain(jax.nn.silu(x @ gate) * (x @ up), "batch", None, "mlp")
-        return hidden @ down, {}
+        gate, up = (project("btm,mf->btf", x, w[...]) for w in (self.gate, self.up))
+        hidden = constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
+        return project("btf,fm->btm", hidden, self.down[...]), {}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def permute_rows(x: jax.Array, order: jax.Array, inverse: jax.Array, copies: int) -> jax.Array:
+    """Rows of x [N, M], each `copies` times, in the order [N · copies], a permutation.
+
+    `inverse` undoes `order`, so that the gradient is a gather as well: the scatter that
+    differentiating an index would give runs row by row on a CPU and in no fixed order on a GPU.
+    """
+    return x[order // copies]
+
+
+def _permute_rows_forward(x, order, inverse, copies):
+    return permute_rows(x, order, inverse, copies), inverse
+
+
+def _permute_rows_backward(copies, inverse, out_bar):
+    return out_bar[inverse].reshape(-1, copies, out_bar.shape[-1]).sum(axis=1), None, None
+
+
+permute_rows.defvjp(_permute_rows_forward, _permute_rows_backward)
+
+
+FEW_TOKENS = 256  # where sorting costs more than the products it saves
 
 
 class MixtureOfExperts(nnx.Module):
     """Top-k routed experts, dropless: tokens are sorted by expert and multiplied group by group.
+
+    A few tokens, as in decoding, go through every expert instead where at least half of them are
+    chosen anyway: that reads all weights once, in place.
 
     Router "softmax": softmax over all experts in float32, top-k, renormalised to sum 1 (M1).
     Router "sigmoid": top-k of sigmoid(logits) + bias, weighted by the unbiased sigmoid over its sum
@@ -56,13 +85,41 @@ class MixtureOfExperts(nnx.Module):
         k = self.config.experts_per_token
         if self.config.router == "softmax":
             probs = jax.nn.softmax(logits)
-            weights, ids = jax.lax.top_k(probs, k)
+            ranking = probs
         else:
             probs = jax.nn.sigmoid(logits)
-            biased = probs + self.router_bias[...] if self.config.router_bias else probs
-            ids = jax.lax.top_k(jax.lax.stop_gradient(biased), k)[1]
-            weights = jnp.take_along_axis(probs, ids, axis=-1)
+            ranking = probs + self.router_bias[...] if self.config.router_bias else probs
+        ids = jax.lax.top_k(jax.lax.stop_gradient(ranking), k)[1]
+        # A product with one-hot rows, whose gradient is no scatter.
+        chosen = jax.nn.one_hot(ids, self.config.num_experts)
+        weights = jnp.einsum("nke,ne->nk", chosen, probs, precision="highest")
         return weights / weights.sum(axis=-1, keepdims=True), ids, probs
+
+    def chosen_experts(self, x, weights, ids, sizes) -> jax.Array:
+        """Σ_k weights[n, k] · expert ids[n, k] of x[n], x [N, M] -> [N, M]; 0 where ids is E.
+
+        `sizes` [E] are the assignments to each expert.
+        """
+        k = self.config.experts_per_token
+        order = jnp.argsort(ids.reshape(-1))
+        inverse = jnp.argsort(order)
+        rows = permute_rows(x, order, inverse, k)
+        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+        hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
+        rows = grouped_matmul(hidden, down, sizes)
+        chosen = permute_rows(rows, inverse, order, 1).reshape(-1, k, x.shape[-1])
+        return jnp.einsum("nkm,nk->nm", chosen, weights)
+
+    def all_experts(self, x, weights, ids, sizes) -> jax.Array:
+        """As `chosen_experts`, by every expert with weight 0 where it was not chosen."""
+        chosen = jax.nn.one_hot(ids, self.config.num_experts, dtype=x.dtype)
+        weights = jnp.einsum("nke,nk->ne", chosen, weights)
+        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+        rows = jnp.broadcast_to(x, (self.config.num_experts, *x.shape))
+        hidden = jax.nn.silu(jnp.einsum("enm,emf->enf", rows, gate))
+        hidden *= jnp.einsum("enm,emf->enf", rows, up)
+        # Rounded to x.dtype before the sum, as rows of `chosen_experts` are.
+        return jnp.einsum("enm,ne->nm", jnp.einsum("enf,efm->enm", hidden, down), weights)
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, dict]:
         """x [B, T, M] -> [B, T, M], and the router's statistics over tokens that are not padding.
@@ -75,16 +132,12 @@ class MixtureOfExperts(nnx.Module):
         flat = x.reshape(-1, x.shape[-1])
         valid = segment_ids.reshape(-1) != 0
         weights, ids, probs = self.route(flat)
-        # Padding goes to an expert past the last one, whose rows no group covers.
-        ids = jnp.where(valid[:, None], ids, e).reshape(-1)
-        order = jnp.argsort(ids)
-        sizes = jnp.bincount(ids, length=e)
-        rows = flat[order // k]
-        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-        hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
-        rows = grouped_matmul(hidden, down, sizes)
-        chosen = rows[jnp.argsort(order)].reshape(-1, k, x.shape[-1])
-        out = jnp.einsum("nkm,nk->nm", chosen, weights.astype(x.dtype)).reshape(x.shape)
+        few = flat.shape[0] <= FEW_TOKENS and e <= 2 * k
+        experts = self.all_experts if few else self.chosen_experts
+        # Padding goes to an expert past the last one.
+        ids = jnp.where(valid[:, None], ids, e)
+        sizes = jnp.sum(ids[..., None] == jnp.arange(e), axis=(0, 1), dtype=jnp.int32)
+        out = experts(flat, weights.astype(x.dtype), ids, sizes).reshape(x.shape)
         if self.config.shared_expert_size:
             coefficient = self.shared_coefficient[...].astype(jnp.float32)
             share = jax.nn.sigmoid(x.astype(jnp.float32) @ coefficient).astype(x.dtype)

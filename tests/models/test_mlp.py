@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from oracles.small_models import HYBRID
 
+from mmrl.models import mlp
 from mmrl.models.config import DecoderConfig
 from mmrl.models.layers import LayerInit
 from mmrl.models.mlp import MixtureOfExperts
@@ -65,8 +66,14 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["few tokens", "many tokens"])
+def amount(request, monkeypatch):
+    """Both ways through the experts, whatever the number of tokens."""
+    monkeypatch.setattr(mlp, "FEW_TOKENS", 1 << 30 if request.param == "few tokens" else 0)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_sorted_groups_equal_the_dense_loop(case):
+def test_experts_equal_the_dense_loop(case, amount):
     moe = layer(dataclasses.replace(HYBRID, **CASES[case]))
     if moe.config.router_bias:
         moe.router_bias[...] = jax.random.normal(jax.random.key(5), moe.router_bias.shape)
@@ -76,7 +83,20 @@ def test_sorted_groups_equal_the_dense_loop(case):
     assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_no_token_is_dropped_when_all_choose_the_same_expert():
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_the_input_equals_a_difference_quotient_of_the_dense_loop(case, amount):
+    moe = layer(dataclasses.replace(HYBRID, **CASES[case]))
+    x, cotangent, direction = np.asarray(
+        jax.random.normal(jax.random.key(4), (3, 2, 13, HYBRID.hidden_size))
+    )
+    gradient = jax.grad(lambda x: (moe(x, jnp.ones((2, 13), jnp.int32))[0] * cotangent).sum())(x)
+    step = 1e-5 * direction.astype(np.float64)
+    difference = (dense_loop(moe, x + step) - dense_loop(moe, x - step)) / 2e-5
+    expected = (cotangent * difference).sum()
+    assert (gradient * direction).sum() == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_token_is_dropped_when_all_choose_the_same_expert(amount):
     moe = layer(dataclasses.replace(HYBRID, experts_per_token=1))
     moe.router[...] = jnp.zeros_like(moe.router).at[:, 2].set(1.0)
     x = np.abs(np.asarray(jax.random.normal(jax.random.key(4), (1, 50, HYBRID.hidden_size))))
@@ -86,7 +106,7 @@ def test_no_token_is_dropped_when_all_choose_the_same_expert():
     assert statistics["max_load"] == pytest.approx(4.0)
 
 
-def test_statistics_count_the_tokens_that_are_not_padding():
+def test_statistics_count_the_tokens_that_are_not_padding(amount):
     """E Σ_e f_e P_e by a loop over the valid tokens; padding moves nothing."""
     moe = layer(HYBRID)
     x = np.asarray(jax.random.normal(jax.random.key(4), (1, 10, HYBRID.hidden_size)))
