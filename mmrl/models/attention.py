@@ -8,7 +8,7 @@ from flax import nnx
 
 from mmrl.models.cache import Cache, KeyValues, LightningState, read_layer, write_slots
 from mmrl.models.config import DecoderConfig
-from mmrl.models.layers import LayerInit, RMSNorm, rotate
+from mmrl.models.layers import LayerInit, RMSNorm, project, rotate
 from mmrl.sharding import constrain
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.softmax_attention import merge_attention, softmax_attention
@@ -75,7 +75,7 @@ class LightningAttention(nnx.Module):
 
         `prompt` is not used: a fork repeats the shared prompt's state into `entry`.
         """
-        qkv = jax.nn.silu(jnp.einsum("btm,mhe->bthe", x, self.qkv[...].astype(x.dtype)))
+        qkv = jax.nn.silu(project("btm,mhe->bthe", x, self.qkv[...]))
         q, k, v = jnp.split(constrain(qkv, "batch", None, "heads", None), 3, axis=-1)
         state = None if entry is None else read_layer(entry, index).kv
         out, state = lightning_attention(
@@ -84,8 +84,8 @@ class LightningAttention(nnx.Module):
         if entry is not None:
             entry = LightningState(jax.lax.dynamic_update_index_in_dim(entry.kv, state, index, 0))
         out = self.norm(out.reshape(*x.shape[:2], -1)).reshape(out.shape)
-        gate = jax.nn.sigmoid(jnp.einsum("btm,mhd->bthd", x, self.gate[...].astype(x.dtype)))
-        return jnp.einsum("bthd,hdm->btm", out * gate, self.out[...].astype(x.dtype)), entry
+        gate = jax.nn.sigmoid(project("btm,mhd->bthd", x, self.gate[...]))
+        return project("bthd,hdm->btm", out * gate, self.out[...]), entry
 
 
 class SoftmaxAttention(nnx.Module):
@@ -115,7 +115,7 @@ class SoftmaxAttention(nnx.Module):
 
     def project(self, x: jax.Array, name: str) -> jax.Array:
         """The heads of q, k or v, [B, T, heads, D], with the config's bias and norm."""
-        y = jnp.einsum("btm,mhd->bthd", x, getattr(self, name)[...].astype(x.dtype))
+        y = project("btm,mhd->bthd", x, getattr(self, name)[...])
         if self.config.attention_bias:
             y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
         if self.config.qk_norm == "width" and name != "v":
@@ -146,19 +146,18 @@ class SoftmaxAttention(nnx.Module):
         positions = jnp.where(context.segment_ids != 0, context.positions, -1)
         # With a cache a row is one sequence, so positions alone decide who sees whom.
         segments = context.segment_ids if cache is None else None
-        kv_positions = positions
+        layer, kv_positions = None, positions
         if cache is not None and entry is not None and cache.slots:
             entry = write_slots(entry, k, v, index, context.slot)
-            k, v = (own := read_layer(entry, index)).k, own.v
-            kv_positions = cache.positions
+            k, v, layer, kv_positions = entry.k, entry.v, index, cache.positions
         parts = [softmax_attention(
-            q, k, v, q_positions=positions, kv_positions=kv_positions,
+            q, k, v, layer=layer, q_positions=positions, kv_positions=kv_positions,
             q_segment_ids=segments, kv_segment_ids=segments,
         )]  # fmt: skip
         if prompt is not None and cache is not None and cache.prompt is not None:
-            shared = read_layer(prompt, index)
             parts.append(softmax_attention(
-                q, shared.k, shared.v, q_positions=positions, kv_positions=cache.prompt.positions
+                q, prompt.k, prompt.v, layer=index,
+                q_positions=positions, kv_positions=cache.prompt.positions,
             ))  # fmt: skip
         out = merge_attention(parts) if len(parts) > 1 else parts[0][0]
-        return jnp.einsum("bthd,hdm->btm", out, self.out[...].astype(x.dtype)), entry
+        return project("bthd,hdm->btm", out, self.out[...]), entry

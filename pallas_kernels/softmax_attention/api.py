@@ -21,6 +21,7 @@ def softmax_attention(
     kv_positions: jax.Array,
     q_segment_ids: jax.Array | None = None,
     kv_segment_ids: jax.Array | None = None,
+    layer: jax.Array | None = None,
     scale: float | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -41,6 +42,8 @@ def softmax_attention(
         k, v: [Bk, Hkv, S, D], the layout of a cache, of one dtype. Query head h reads kv head
             h // (H / Hkv); query row b reads kv row b // (B / Bk), so that the samples of a
             prompt share its keys and values without a copy. Empty slots must hold finite values.
+        layer: where given, k and v are [L, Bk, Hkv, S, D], a cache of L layers, and this is the one
+            to read: for a few queries in blocks, without a copy of the layer.
         q_positions, kv_positions: [B, T] and [Bk, S] int32; -1 marks padding or an empty slot.
         q_segment_ids, kv_segment_ids: [B, T] and [Bk, S] int32, both or neither.
         scale: D ** -0.5 if None.
@@ -62,11 +65,12 @@ def softmax_attention(
             f"softmax_attention: unknown implementation {implementation!r}; did you mean"
             f" {nearest[0]!r}? One of {sorted(IMPLEMENTATIONS)} or None."
         )
-    _check_shapes(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids)
+    of_k, of_v = (x if layer is None else _without_layers(x) for x in (k, v))
+    _check_shapes(q, of_k, of_v, q_positions, kv_positions, q_segment_ids, kv_segment_ids)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with jax.named_scope("softmax_attention"):
         return IMPLEMENTATIONS[implementation](
-            q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids, scale
+            q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids, scale, layer
         )
 
 
@@ -90,6 +94,14 @@ def merge_attention(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
     weights /= jnp.where(total > 0, total, 1.0)
     out = sum(weight[..., None] * out for weight, (out, _) in zip(weights, parts, strict=True))
     return out.astype(parts[0][0].dtype)
+
+
+def _without_layers(x: jax.Array) -> jax.ShapeDtypeStruct:
+    if x.ndim != 5:
+        raise ValueError(
+            f"softmax_attention: with a layer, k and v must be [L, Bk, Hkv, S, D], got {x.shape}."
+        )
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 def _check_shapes(q, k, v, q_positions, kv_positions, q_segment_ids, kv_segment_ids) -> None:

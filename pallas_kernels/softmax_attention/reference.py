@@ -13,8 +13,11 @@ def softmax_attention_reference(
     q_segment_ids: jax.Array | None,
     kv_segment_ids: jax.Array | None,
     scale: float,
+    layer: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(scale q k^T + mask) v with k and v repeated; arguments as in `softmax_attention`."""
+    if layer is not None:
+        k, v = k[layer], v[layer]
     repeats, heads_per_kv_head = q.shape[0] // k.shape[0], q.shape[2] // k.shape[1]
 
     def repeat_heads(x: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from pallas_kernels.softmax_attention.blocks import (
 )
 
 FEW_ROWS = 32  # at most this many rows: the keys, not the scores, are the larger array
-MIN_PREFIX = 128  # slots; a shorter prefix of the cache is not worth a branch
+FEW_ROWS_SLOTS = 256  # slots of a block then: keys and values that the caches of a CPU hold
 DENSE_SCORES = 1 << 22  # at most this many scores are computed in one block
 
 MASKED = float(jnp.finfo(jnp.float32).min)  # finite, so that an empty row gives 0 and not nan
@@ -35,9 +35,11 @@ def softmax_attention_xla(
     q_segment_ids: jax.Array | None,
     kv_segment_ids: jax.Array | None,
     scale: float,
+    layer: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Arguments and results as in `softmax_attention`."""
-    (batch, time, heads, depth), (kv_batch, kv_heads) = q.shape, k.shape[:2]
+    stacked = layer is not None
+    (batch, time, heads, depth), (kv_batch, kv_heads) = q.shape, k.shape[stacked : stacked + 2]
     split = (kv_batch, batch // kv_batch, time, kv_heads, heads // kv_heads)
 
     def of_rows(x: jax.Array) -> jax.Array:
@@ -49,7 +51,12 @@ def softmax_attention_xla(
     slots = Labels(kv_positions, kv_segment_ids)
     folded = q.reshape(*split, depth).transpose(0, 3, 2, 1, 4, 5)
     folded = folded.reshape(kv_batch, kv_heads, -1, depth)
-    out, lse = _attend(folded, k, v, rows, slots, scale)
+    if folded.shape[2] <= FEW_ROWS:
+        k, v, layer = (k, v, layer) if stacked else (k[None], v[None], jnp.zeros((), jnp.int32))
+        out, lse = _attend_cache(folded, k, v, layer, rows, slots, scale)
+    else:
+        k, v = (x[layer] for x in (k, v)) if stacked else (k, v)
+        out, lse = _attend(folded, k, v, rows, slots, scale)
 
     def unfold(x: jax.Array) -> jax.Array:
         x = x.reshape(kv_batch, kv_heads, time, split[1], split[4], -1)
@@ -63,12 +70,8 @@ def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, rows: Labels, slots: Labels, scale: float
 ) -> tuple[jax.Array, jax.Array]:
     """out [b, h, R, D] in q.dtype and lse [b, h, R] in float32."""
-    if q.shape[2] <= FEW_ROWS:
-        out, lse = _attend_filled_prefix(q, k, v, rows, slots, scale)
-    elif _fits_one_block(q, k):
-        out, lse = _attend_dense(q, k, v, rows, slots, scale)
-    else:
-        out, lse = _attend_blocks(q, k, v, rows, slots, scale)
+    attend = _attend_dense if _fits_one_block(q, k) else _attend_blocks
+    out, lse = attend(q, k, v, rows, slots, scale)
     return out.astype(q.dtype), lse
 
 
@@ -140,22 +143,6 @@ def _attend_dense(q, k, v, rows, slots, scale):
     return _normalise(*_softmax_block(q, k, v, rows, slots, scale, MASKED))
 
 
-def _attend_filled_prefix(q, k, v, rows, slots, scale):
-    """One block over the shortest prefix of the slots, of a few lengths, with all visible ones."""
-    n_slots = k.shape[2]
-    # A prefix is copied before it is used, which pays up to about 0.4 of the cache.
-    lengths = [-(-n_slots // 4**i) for i in range(3) if n_slots >= MIN_PREFIX * 4**i] or [n_slots]
-    seen = (slots.positions >= 0) & (slots.positions <= rows.positions.max(1, keepdims=True))
-    filled = jnp.where(seen.any(0), jnp.arange(1, n_slots + 1), 0).max()
-
-    def attend_prefix(length: int) -> tuple[jax.Array, jax.Array]:
-        prefix = jax.tree.map(lambda x: x[:, :length], slots)
-        return _attend_dense(q, k[:, :, :length], v[:, :, :length], rows, prefix, scale)
-
-    index = sum((filled <= length).astype(jnp.int32) for length in lengths[1:])
-    return jax.lax.switch(index, [partial(attend_prefix, length) for length in lengths])
-
-
 def _dense_gradient(q, k, v, rows, slots, out_bar, lse, shift, scale):
     """dq, dk, dv in float32; the scores are laid out [S, R], as the fastest products want them."""
     visible = _visible(rows, slots).swapaxes(2, 3)
@@ -168,6 +155,65 @@ def _dense_gradient(q, k, v, rows, slots, out_bar, lse, shift, scale):
     dq = _product("bhds,bhsr->bhdr", k.swapaxes(2, 3), scores_bar).swapaxes(2, 3)
     dk = _product("bhsr,bhrd->bhsd", scores_bar, operand)
     return dq, dk, _product("bhsr,bhrd->bhsd", weights, out_bar.astype(v.dtype))
+
+
+# Few rows: a loop over blocks of the filled slots of one layer, read where they stand.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _attend_cache(q, k, v, layer, rows: Labels, slots: Labels, scale: float):
+    """As `_attend` for the keys and values of one layer of a cache [L, b, h, S, D].
+
+    Slots after the last one that any row sees are not read, so a cache with room to spare costs
+    nothing; and a layer's slice of it is never copied as a whole.
+    """
+    n_slots = k.shape[3]
+    size = min(n_slots, FEW_ROWS_SLOTS)
+    seen = (slots.positions >= 0) & (slots.positions <= rows.positions.max(1, keepdims=True))
+    filled = jnp.where(seen.any(0), jnp.arange(1, n_slots + 1), 0).max()
+
+    def step(i, state):
+        weighted, maximum, total = state
+        start = jnp.minimum(i * size, n_slots - size)
+        block_k, block_v = (
+            jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, *x.shape[1:3], size, x.shape[4]))
+            for x in (k, v)
+        )
+        block = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), slots)
+        # The last block overlaps the one before it where its size does not divide S.
+        fresh = start + jnp.arange(size) >= i * size
+        block = block._replace(positions=jnp.where(fresh, block.positions, -1))
+        added, new_maximum, added_total = _softmax_block(
+            q, block_k[0], block_v[0], rows, block, scale, maximum
+        )
+        decay = jnp.exp(maximum - new_maximum)
+        return weighted * decay[..., None] + added, new_maximum, total * decay + added_total
+
+    zero = jnp.zeros_like(q, jnp.float32)
+    state = zero, zero[..., 0] + MASKED, zero[..., 0]
+    blocks = -(-n_slots // size)
+    if blocks == 1:
+        state = step(0, state)
+    else:
+        state = jax.lax.fori_loop(0, jnp.minimum(-(-filled // size), blocks), step, state)
+    out, lse = _normalise(*state)
+    return out.astype(q.dtype), lse
+
+
+def _attend_cache_forward(q, k, v, layer, rows, slots, scale):
+    out, lse = _attend_cache(q, k, v, layer, rows, slots, scale)
+    return (out, lse), (q, k, v, layer, rows, slots, out, lse)
+
+
+def _attend_cache_backward(scale, residuals, cotangents):
+    q, k, v, layer, rows, slots, out, lse = residuals
+    of_layer = (q, k[layer], v[layer], rows, slots, out, lse)
+    dq, dk, dv, *_ = _attend_backward(scale, of_layer, cotangents)
+    dk, dv = (jnp.zeros_like(x).at[layer].set(dx) for x, dx in ((k, dk), (v, dv)))
+    return dq, dk, dv, None, None, None
+
+
+_attend_cache.defvjp(_attend_cache_forward, _attend_cache_backward)
 
 
 # Many blocks: a scan over blocks of rows, and for each a loop over the blocks of slots it sees.

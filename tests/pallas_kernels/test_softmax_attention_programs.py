@@ -28,8 +28,40 @@ def test_decoding_reads_a_prefix_that_holds_every_filled_slot(filled):
 def test_decoding_an_almost_empty_cache_does_not_read_its_tail():
     q, k, v = draw_arrays(5, 2, 2, 1, 4, 2, 2048, 4)
     labels = causal(2, 1, slots=2048) | {"q_positions": np.full((2, 1), 99, np.int32)}
-    k[:, :, 128:] = v[:, :, 128:] = np.nan
+    k[:, :, 256:] = v[:, :, 256:] = np.nan
     assert np.isfinite(jax.jit(softmax_attention)(q, k, v, **labels)[0]).all()
+
+
+@every_mode
+def test_one_layer_of_a_stacked_cache_is_read_and_gets_the_gradient(mode):
+    q, k, v = draw_arrays(9, 4, 2, 3, 4, 2, 11, 4)
+    labels = causal(4, 3, 2, 11)
+    cotangents = np.random.default_rng(3).standard_normal((2, *q.shape)).astype(np.float32)
+    cotangents = cotangents[0], cotangents[1, ..., 0]
+    stacked_k, stacked_v = (np.full((3, *x.shape), np.nan, np.float32) for x in (k, v))
+    stacked_k[1], stacked_v[1] = k, v
+    expected_out, expected_lse, gradients = oracle(q, k, v, labels, 0.5, *cotangents)
+    with implementation_of(mode) as implementation:
+
+        def attend(q, k, v):
+            return softmax_attention(
+                q, k, v, layer=jnp.int32(1), **labels, implementation=implementation
+            )
+
+        (out, lse), pullback = jax.vjp(attend, q, stacked_k, stacked_v)
+        dq, dk, dv = pullback(cotangents)
+    np.testing.assert_allclose(out, expected_out, atol=1e-5)
+    np.testing.assert_allclose(lse, expected_lse, atol=1e-5)
+    for stacked, expected in ((dk, gradients[1]), (dv, gradients[2])):
+        np.testing.assert_allclose(stacked[1], expected, atol=1e-5)
+        assert not stacked[::2].any()
+    np.testing.assert_allclose(dq, gradients[0], atol=1e-5)
+
+
+def test_a_layer_needs_a_stacked_cache():
+    q, k, v = draw_arrays(9, 1, 1, 1, 1, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"\[L, Bk, Hkv, S, D\]"):
+        softmax_attention(q, k, v, layer=jnp.int32(0), **causal(1, 1, slots=4))
 
 
 def test_a_while_loop_that_decodes_into_a_cache_equals_one_causal_pass():
