@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags, logging
 from flax import nnx
 
@@ -32,6 +33,7 @@ from mmrl.training.flops import peak_flops, step_flops
 from mmrl.training.interrupts import stop_requests
 from mmrl.training.optimizer import check_skips, learning_rate, skips
 from mmrl.training.rollouts import (
+    informative_groups,
     keep_informative,
     reward_rollout,
     rollout_metrics,
@@ -115,22 +117,25 @@ def rl_step(run: Run, step: int) -> dict[str, Any]:
 
 
 def collect_rollout(run: Run, key: jax.Array) -> tuple[Rollout, dict[str, Any]]:
-    """The step's rollout with rewards and advantages, drawn again while groups lack information."""
-    config = run.config
+    """The step's rollout with rewards and advantages, drawn again while groups lack information.
+
+    The metrics are means over all that was drawn, so that dynamic sampling does not colour them.
+    """
+    config, prompts = run.config, run.config.prompts_per_step
     parts: list[Rollout] = []
-    metrics: dict[str, Any] = {}
-    for round_ in range(config.dynamic_sampling_rounds):
-        sampled = sample(
-            run, next(run.iterators["rl"]), config.sampling, jax.random.fold_in(key, round_)
-        )
+    rounds: list[dict[str, float]] = []
+    informative = 0
+    while informative < prompts and len(parts) < config.dynamic_sampling_rounds:
+        round_key = jax.random.fold_in(key, len(parts))
+        sampled = sample(run, next(run.iterators["rl"]), config.sampling, round_key)
         scored, metrics = reward_rollout(sampled, run.reward, config)
         parts.append(scored)
-        rollout, informative = keep_informative(parts, config.prompts_per_step)
-        if informative == config.prompts_per_step:
-            break
-    metrics |= rollout_metrics(rollout)
-    metrics["reward/informative"] = informative / config.prompts_per_step
-    return with_advantages(rollout, config), metrics
+        rounds.append(metrics | rollout_metrics(scored))
+        informative += int(informative_groups(scored).sum())
+    names = dict.fromkeys(name for metrics in rounds for name in metrics)
+    means = {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
+    means["reward/informative"] = informative / (len(parts) * prompts)
+    return with_advantages(keep_informative(parts, prompts), config), means
 
 
 def sample(run: Run, batch: list[Example], sampling: SamplingConfig, key: jax.Array) -> Rollout:

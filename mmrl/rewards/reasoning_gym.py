@@ -1,4 +1,4 @@
-"""The verifiers of reasoning-gym as a reward: `mmrl.rewards.reasoning_gym:score`."""
+"""The verifiers of reasoning-gym as rewards: `mmrl.rewards.reasoning_gym:score` and `:solved`."""
 
 import functools
 import json
@@ -26,6 +26,16 @@ def score(sample: Sample) -> dict[str, float]:
     verifier = _dataset(metadata["dataset"], json.dumps(metadata["settings"], sort_keys=True))
     reward = float(verifier.score_answer(answer, metadata["entry"]))
     return {"reward": reward, "solved": float(reward >= 1)}
+
+
+def solved(sample: Sample) -> dict[str, float]:
+    """`score` without partial credit: `reward` is 1 for a full mark and else 0.
+
+    Relative advantages magnify small differences, so that partial credit is exploited: where a
+    palindrome of wrong letters earns 0.05 and other wrong answers 0.02, a policy learns to write
+    short palindromes of wrong letters.
+    """
+    return dict.fromkeys(("reward", "solved"), score(sample)["solved"])
 
 
 @functools.cache

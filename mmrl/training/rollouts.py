@@ -98,19 +98,25 @@ def with_advantages(rollout: Rollout, config: TrainConfig) -> Rollout:
     return rollout.replace(advantages=ADVANTAGES[config.advantage](rollout.reward, valid))
 
 
-def keep_informative(parts: list[Rollout], prompts: int) -> tuple[Rollout, int]:
-    """Of several rollouts, the groups whose rewards differ, filled up with others to `prompts`.
+def informative_groups(rollout: Rollout) -> np.ndarray:
+    """Which groups have rewards that differ, [P] bool; only these move the policy."""
+    valid = rollout.status != int(Status.FAILED)
+    return np.asarray(informative(rollout.reward, valid))
 
-    Returns the rollout and how many of its groups are informative (DAPO, arXiv 2503.14476, 3.2).
+
+def keep_informative(parts: list[Rollout], prompts: int) -> Rollout:
+    """Of several rollouts, the first informative groups, filled up with others to `prompts`.
+
+    Dynamic sampling, DAPO (arXiv 2503.14476) section 3.2.
     """
-    differ = np.concatenate(
-        [np.asarray(informative(r.reward, r.status != int(Status.FAILED))) for r in parts]
-    )
+    if len(parts) == 1:
+        return parts[0]
+    differ = np.concatenate([informative_groups(part) for part in parts])
     order = np.argsort(~differ, kind="stable")[:prompts]
     arrays = [part.arrays() for part in parts]
     whole = jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *arrays)
     examples = [example for part in parts for example in part.metadata]
-    return whole.replace(metadata=tuple(examples[i] for i in order)), int(differ[order].sum())
+    return whole.replace(metadata=tuple(examples[i] for i in order))
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:

@@ -15,7 +15,7 @@ from flax import nnx
 
 from mmrl.models import Decoder
 from mmrl.rl.loss import ObjectiveConfig, batch_weights, policy_loss
-from mmrl.rl.metrics import combine_metrics, token_mean
+from mmrl.rl.metrics import combine_metrics, probability_correlation, token_mean
 from mmrl.rollout import Rollout, score
 
 Metrics = dict[str, jax.Array]
@@ -103,9 +103,9 @@ def policy_update(
 
     The sampler's log-probabilities are pi_old: no scoring pass. `scores` holds what the objective
     needs beyond them, [P, G, T]: `reference_logprobs` for a KL term, `old_logprobs` for TIS.
-    `logprob/abs_diff_*` compare the sampler's log-probabilities with the trainer's at the
-    parameters that enter, so on a rollout's first update they measure how far the two disagree
-    about the same weights.
+    `logprob/abs_diff_*` and `logprob/correlation`, that of the probabilities, compare the sampler
+    with the trainer at the parameters that enter, so on a rollout's first update they measure how
+    far the two disagree about the same weights.
     """
     weights = batch_weights(objective, rollout.mask)
 
@@ -126,6 +126,9 @@ def policy_update(
         difference = jax.lax.stop_gradient(jnp.where(rollout.mask > 0, difference, 0))
         metrics["logprob/abs_diff_mean"] = token_mean(difference, rollout.mask)
         metrics["logprob/abs_diff_max"] = difference.max()
+        metrics["logprob/correlation"] = probability_correlation(
+            jax.lax.stop_gradient(scored["logprobs"]), rollout.behaviour_logprobs, rollout.mask
+        )
         balance, router_metrics = router_loss(model, scored, micro_batches)
         return value + balance, metrics | router_metrics
 

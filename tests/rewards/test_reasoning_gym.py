@@ -11,6 +11,7 @@ def sample(name, response, **settings):
 
 
 reward = resolve("mmrl.rewards.reasoning_gym:score")
+solved_only = resolve("mmrl.rewards.reasoning_gym:solved")
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "spell_backward", "gcd", "simple_equations"])
@@ -29,6 +30,13 @@ def test_partial_credit_is_the_datasets_own_and_not_solved():
     result = reward(sample("spell_backward", lambda example: "?" + example.label[1:]))
     letters = len(sample("spell_backward", "").label)
     assert result == {"reward": pytest.approx((letters - 1) / letters), "solved": 0.0}
+
+
+def test_solved_gives_no_partial_credit():
+    almost = sample("spell_backward", lambda example: "?" + example.label[1:])
+    assert solved_only(almost) == {"reward": 0.0, "solved": 0.0}
+    exact = sample("spell_backward", lambda example: example.label)
+    assert solved_only(exact) == {"reward": 1.0, "solved": 1.0}
 
 
 def test_chain_sum_accepts_equal_numbers_written_otherwise():

@@ -4,13 +4,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrl.rl.metrics import combine_metrics, token_mean
+from mmrl.rl.metrics import combine_metrics, probability_correlation, token_mean
 from mmrl.rl.objectives import cispo, ppo
 
 
 def test_token_mean_skips_what_the_mask_drops():
     assert token_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])) == 2
     assert token_mean(jnp.array([jnp.nan]), jnp.zeros(1)) == 0
+
+
+def test_probability_correlation_is_numpys_over_the_tokens_that_the_mask_keeps():
+    rng = np.random.default_rng(0)
+    one, other = np.log(rng.uniform(0.01, 1, (2, 3, 40)))
+    mask = rng.integers(0, 2, (3, 40))
+    expected = np.corrcoef(np.exp(one[mask > 0]), np.exp(other[mask > 0]))[0, 1]
+    one[mask == 0] = np.nan
+    measured = probability_correlation(jnp.asarray(one), jnp.asarray(other), jnp.asarray(mask))
+    np.testing.assert_allclose(measured, expected, atol=1e-6)
+
+
+def test_probabilities_that_do_not_vary_correlate_fully():
+    assert probability_correlation(jnp.zeros(4), jnp.zeros(4), jnp.ones(4)) == 1
 
 
 def test_combine_sums_losses_and_counts_takes_maxima_and_weights_means_by_tokens():
