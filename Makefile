@@ -8,7 +8,7 @@ WORKDIR ?= runs/quickstart
 quickstart: .venv/.run
 	JAX_PLATFORMS=cpu $(BIN)/python -m mmrl.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
-test: .venv/.test
+test: .venv/.test .venv/.gpu
 	$(BIN)/python -m pytest -n 2
 
 lint: .venv/.test
@@ -20,6 +20,11 @@ lint: .venv/.test
 
 .venv/.test: setup.cfg constraints.txt | .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,tasks,test,dev]'
+	touch $@
+
+# A compiler for NVIDIA GPUs, in a directory of its own: the tests compile for an H100 with it.
+.venv/.gpu: pallas_kernels/gpu_compiler.py .venv/.test
+	$(BIN)/python -m pallas_kernels.gpu_compiler
 	touch $@
 
 .venv:

@@ -22,8 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 PACKAGES = (
     f"jax-cuda13-plugin=={jax.__version__}",
     f"jax-cuda13-pjrt=={jax.__version__}",
-    "nvidia-cuda-nvcc>=13,<14",
+    "nvidia-cuda-nvcc==13.5.37",
 )
+REMEDY = "needs the GPU compiler: python -m pallas_kernels.gpu_compiler"
 # The public figures of one H100 SXM 80 GB, in XLA's GpuTargetConfigProto text form.
 _H100 = """
 gpu_device_info {
@@ -72,26 +73,29 @@ def directory() -> Path:
 
 
 def install() -> None:
-    """Installs the compiler with pip, 350 MB."""
+    """Installs the compiler with pip, 350 MB, if it is not there."""
+    if available():
+        return
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
     subprocess.run([*pip, "--target", str(directory()), *PACKAGES], check=True)
 
 
 def available() -> bool:
-    """Whether `install` was run for this version of JAX."""
-    return (directory() / f"jax_cuda13_plugin-{jax.__version__}.dist-info").exists()
+    """Whether `install` was run to its end for this version of JAX."""
+    plugin = directory() / f"jax_cuda13_plugin-{jax.__version__}.dist-info"
+    return plugin.exists() and (_cuda() / "bin" / "ptxas").exists()
 
 
 def environment(dump: str | Path) -> dict[str, str]:
     """The environment of a process that compiles for an H100 and dumps what it compiles."""
     path = os.pathsep.join([str(directory()), os.environ.get("PYTHONPATH", "")])
     flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={_cuda()} {_DUMP}{dump} {_PASSES}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "XLA_FLAGS": flags}
-
-
-def in_environment() -> bool:
-    """Whether this process was started in `environment`."""
-    return _DUMP in os.environ.get("XLA_FLAGS", "")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no listing
+        "PYTHONPATH": path,
+        "XLA_FLAGS": flags,
+    }
 
 
 def compile_for_h100(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.lightning_attention import api
-from pallas_kernels.lightning_attention.xla import _positions
+from pallas_kernels.lightning_attention.xla import segment_positions
 
 
 def sequence_parallel_lightning_attention(
@@ -74,7 +74,7 @@ def sequence_parallel_lightning_attention(
 
 def _local_state(k, v, rates, segment_ids):
     """What the tokens here add to the state after them, sum_t lam^(tokens after t) k_t^T v_t."""
-    count, run = _positions(segment_ids)
+    count, run = segment_positions(segment_ids)
     weights = jnp.exp(rates * (count[:, -1:] - count[:, 1:])[..., None])  # [B, T, H]
     kept = (segment_ids != 0) & (run[:, 1:] == run[:, -1:])
     weights = jnp.where(kept[..., None], weights, 0)[..., None]
@@ -94,7 +94,7 @@ class _Summaries(NamedTuple):
 def _summaries(segment_ids, axis_name):
     """The summaries of all devices, from the segment ids [B, T] of each."""
     valid = segment_ids != 0
-    count, run = _positions(segment_ids)
+    count, run = segment_positions(segment_ids)
     first, last = jnp.argmax(valid, axis=1), valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
     ends = (jnp.take_along_axis(segment_ids, x[:, None], axis=1)[:, 0] for x in (first, last))
     return lax.all_gather(_Summaries(count[:, -1], run[:, -1], *ends), axis_name)

@@ -11,7 +11,7 @@ The gradients are three more runs of the output kernel with the roles of the arr
 `xla.py` derives them; the states that enter the splits are those of (k, v) forwards for dq, and
 those of (q, dout) backwards in time for dk and dv, transposed where the roles are. No chunk's state
 is stored. The operands of products are rounded to the dtype of q, k, v; float32 operands take three
-TF32 products each, whose parts spill registers: the kernels are made for bfloat16.
+TF32 products each, over pieces of D, in smaller blocks.
 """
 
 import functools
@@ -24,20 +24,40 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.lightning_attention import triton_kernels
-from pallas_kernels.lightning_attention.triton_kernels import CHUNK, Layout
-from pallas_kernels.lightning_attention.xla import _Positions, _positions
+from pallas_kernels.lightning_attention.triton_kernels import Layout
+from pallas_kernels.lightning_attention.xla import Positions, segment_positions
 
-_COLUMNS = 32  # of v in a program: with 64, the float32 state makes ptxas spill registers
 _PROGRAMS = 2 * 132  # two to each of an H100's multiprocessors
 _SHORTEST_SPLIT = 512  # tokens: below, moving the states costs more than the split gains
+
+
+class Blocks(NamedTuple):
+    """What one program works on at a time, so much that ptxas spills no register."""
+
+    chunk: int  # tokens
+    piece: int  # of the width, that one product sums over
+    columns: int  # of v, and so of the state
+    warps: int
+    stages: int
+
+    @classmethod
+    def of(cls, dtype, dim: int) -> "Blocks":
+        """In bfloat16 the 64 rows of one wgmma; the TF32 parts of float32 need many registers.
+
+        Of the pieces without spills, where D is padded, those of 64: each masks its loads.
+        """
+        if dtype == jnp.float32:
+            piece = 32 if dim == _width(dim) else 64
+            return cls(chunk=16, piece=piece, columns=16, warps=4, stages=1)
+        return cls(chunk=64, piece=128, columns=32, warps=4, stages=2)
 
 
 def unsupported(q: jax.Array) -> str | None:
     """Why these kernels cannot take q [B, T, H, D], or None if they can."""
     if q.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        return f"the Triton kernels take float32, bfloat16 or float16, not {q.dtype}"
+        return f"takes float32, bfloat16 or float16, not {q.dtype}"
     if q.shape[-1] > 128:
-        return f"the Triton kernels take a head_dim of at most 128, not {q.shape[-1]}"
+        return f"takes a head_dim of at most 128, not {q.shape[-1]}"
     return None
 
 
@@ -64,9 +84,9 @@ def lightning_attention(
     sequence follows FlashLinearAttention (Yang et al., arXiv 2312.06635, section 3.3).
     """
     if reason := unsupported(q):
-        raise ValueError(f"lightning_attention: {reason}")
+        raise ValueError(f"lightning_attention: triton {reason}; use implementation='xla'")
     if splits is None:
-        splits = number_of_splits(q.shape)
+        splits = number_of_splits(q.shape, q.dtype)
     slopes = slopes.astype(jnp.float32)
     return _attention(splits, interpret, q, k, v, slopes, initial_state, segment_ids)
 
@@ -75,7 +95,7 @@ def lightning_attention(
 def _attention(splits, interpret, q, k, v, slopes, state, segment_ids):
     if q.shape[1] == 1:
         return _one_token(interpret, q, k, v, slopes, state, segment_ids)
-    run = _Run(_layout(q.shape, splits, interpret), slopes, _positions(segment_ids))
+    run = _Run(_layout(q.shape, q.dtype, splits, interpret), slopes, segment_positions(segment_ids))
     return _outputs(run, q, k, v, _entering(run, k, v, state))
 
 
@@ -86,7 +106,9 @@ def _forward(splits, interpret, *inputs):
 def _backward(splits, interpret, inputs, cotangents):
     q, k, v, slopes, state, segment_ids = inputs
     dout, dstate = cotangents
-    forwards = _Run(_layout(q.shape, splits, interpret), slopes, _positions(segment_ids))
+    forwards = _Run(
+        _layout(q.shape, q.dtype, splits, interpret), slopes, segment_positions(segment_ids)
+    )
     dq, _ = _outputs(forwards, dout, v, k, _entering(forwards, k, v, state).mT)
     backwards = forwards._replace(layout=forwards.layout._replace(reverse=True))
     dstates = _entering(backwards, q, dout, dstate)
@@ -103,12 +125,13 @@ class _Run(NamedTuple):
 
     layout: Layout
     slopes: jax.Array
-    positions: _Positions | None
+    positions: Positions | None
 
 
-def number_of_splits(shape: tuple[int, ...]) -> int:
+def number_of_splits(shape: tuple[int, ...], dtype) -> int:
+    """Splits of q [B, T, H, D] that fill a GPU."""
     batch, length, heads, dim = shape
-    programs = batch * heads * pl.cdiv(_width(dim), _COLUMNS)
+    programs = batch * heads * pl.cdiv(_width(dim), Blocks.of(dtype, dim).columns)
     return max(1, min(round(_PROGRAMS / programs), length // _SHORTEST_SPLIT))
 
 
@@ -116,15 +139,18 @@ def _width(dim: int) -> int:
     return max(16, pl.next_power_of_2(dim))
 
 
-def _layout(shape: tuple[int, ...], splits: int, interpret: bool) -> Layout:
+def _layout(shape: tuple[int, ...], dtype, splits: int, interpret: bool) -> Layout:
     _, length, _, dim = shape
-    chunks = pl.cdiv(pl.cdiv(length, splits), CHUNK)
+    width, blocks = _width(dim), Blocks.of(dtype, dim)
+    chunks = pl.cdiv(pl.cdiv(length, splits), blocks.chunk)
     return Layout(
         length=length,
         dim=dim,
-        width=_width(dim),
-        columns=min(_COLUMNS, _width(dim)),
-        splits=pl.cdiv(length, chunks * CHUNK),
+        width=width,
+        chunk=blocks.chunk,
+        piece=min(blocks.piece, width),
+        columns=min(blocks.columns, width),
+        splits=pl.cdiv(length, chunks * blocks.chunk),
         chunks=chunks,
         reverse=False,
         interpret=interpret,
@@ -174,7 +200,7 @@ def _entering(run: _Run, k, v, state):
 def _boundary_weights(run: _Run) -> jax.Array:
     """Decay between any two ends of splits, [b, H, splits + 1, splits + 1]; 0 across segments."""
     layout = run.layout
-    ends = jnp.minimum(jnp.arange(layout.splits + 1) * layout.chunks * CHUNK, layout.length)
+    ends = jnp.minimum(jnp.arange(layout.splits + 1) * layout.chunks * layout.chunk, layout.length)
     count, segment = ends[None], jnp.zeros_like(ends)[None]
     if run.positions is not None:
         count, segment = (x[:, ends] for x in run.positions)
@@ -185,7 +211,7 @@ def _boundary_weights(run: _Run) -> jax.Array:
 
 def _one_token(interpret, q, k, v, slopes, state, segment_ids):
     batch, _, heads, dim = q.shape
-    layout = _layout(q.shape, 1, interpret)
+    layout = _layout(q.shape, q.dtype, 1, interpret)
     width, columns = layout.width, layout.columns
     everything = pl.BlockSpec((None, None, width), lambda e, s, h, b: (b, h, 0))
     block = pl.BlockSpec((None, None, columns), lambda e, s, h, b: (b, h, e))
@@ -245,6 +271,7 @@ def _call(kernel, run: _Run, operands, specs, shapes, out_specs):
     """Launches a kernel over (blocks of columns, splits, heads, rows)."""
     layout, positions = run.layout, run.positions or ()
     batch, _, heads, _ = operands[0].shape
+    blocks = Blocks.of(operands[0].dtype, layout.dim)
     gaps = pl.BlockSpec((None, layout.length + 1), lambda e, s, h, b: (b, 0))
     return pl.pallas_call(
         functools.partial(kernel, layout=layout),
@@ -256,7 +283,7 @@ def _call(kernel, run: _Run, operands, specs, shapes, out_specs):
             *specs,
         ],
         out_specs=out_specs,
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+        compiler_params=plgpu.CompilerParams(num_warps=blocks.warps, num_stages=blocks.stages),
         interpret=layout.interpret,
         name=f"lightning_attention_{kernel.__name__}",
     )(run.slopes, *positions, *operands)

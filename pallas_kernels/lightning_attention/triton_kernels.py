@@ -1,8 +1,8 @@
 """The bodies of the Triton kernels of lightning attention: what one program does.
 
 `triton.py` launches them. References to tokens are [T, width] of one row and head, width a power of
-two >= D; those to states are [width, columns]; gap t of `count` and `run` is before token t (see
-`xla._Positions`). Loads beyond T or D, and of padding, give 0.
+two >= D; those to states are [width, columns], held in pieces of rows; gap t of `count` and `run`
+is before token t (see `xla.Positions`). Loads beyond T or D, and of padding, give 0.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-CHUNK = 64  # tokens: the rows of one wgmma
-
 
 class Layout(NamedTuple):
     """How a sequence is cut; grid = (width / columns, splits, heads, rows)."""
@@ -22,6 +20,8 @@ class Layout(NamedTuple):
     length: int  # T
     dim: int  # D
     width: int  # D, or the next power of two that a product can have
+    chunk: int  # tokens that meet in one product
+    piece: int  # of the width, that one product sums over
     columns: int  # of v, in one program
     splits: int
     chunks: int  # in a split
@@ -43,14 +43,14 @@ class _Chunk(NamedTuple):
 def _chunk(layout: Layout, split, index, rate, gap_refs) -> _Chunk:
     """The split's chunk that comes `index`-th, in the direction of its run."""
     index = layout.chunks - 1 - index if layout.reverse else index
-    start = (split * layout.chunks + index) * CHUNK
-    tokens = jnp.arange(CHUNK)
+    start = (split * layout.chunks + index) * layout.chunk
+    tokens = jnp.arange(layout.chunk)
 
     def gap(offset):
         where = jnp.minimum(start + offset, layout.length)
         return tuple(ref[where] for ref in gap_refs) or (where, jnp.zeros_like(where))
 
-    (before, run_before), (after, run_after) = gap(0), gap(CHUNK)
+    (before, run_before), (after, run_after) = gap(0), gap(layout.chunk)
     (left, _), (count, run) = gap(tokens), gap(tokens + 1)
     earlier = tokens[:, None] >= tokens[None, :]
     if layout.reverse:
@@ -65,17 +65,38 @@ def _chunk(layout: Layout, split, index, rate, gap_refs) -> _Chunk:
     return _Chunk(start, count > left, intra, read[:, None], write[:, None], change)
 
 
-def _columns(layout: Layout) -> tuple[jax.Array, jax.Array]:
-    """Which columns are within D: of all, and of this program's block of v."""
-    every, block = jnp.arange(layout.width), jnp.arange(layout.columns)
+class _Columns(NamedTuple):
+    """Columns of a [T, width] array that are loaded together."""
+
+    where: slice | pl.Slice
+    inside: jax.Array  # which of them are within D
+
+
+def _pieces(layout: Layout) -> list[_Columns]:
+    """All columns of q or k, piece by piece; they are also the rows of a state."""
+    starts = range(0, layout.width, layout.piece)
+    return [
+        _Columns(pl.ds(start, layout.piece), _inside(layout, start, layout.piece))
+        for start in starts
+    ]
+
+
+def _block(layout: Layout) -> _Columns:
+    """The columns of this program's block of v."""
+    first = pl.program_id(0) * layout.columns
+    return _Columns(pl.ds(0, layout.columns), _inside(layout, first, layout.columns))
+
+
+def _inside(layout: Layout, start, size: int) -> jax.Array:
     if layout.dim == layout.width:  # a constant, which the masks do not keep registers for
-        return jnp.full_like(every, True, bool), jnp.full_like(block, True, bool)
-    return every < layout.dim, pl.program_id(0) * layout.columns + block < layout.dim
+        return jnp.full(size, True, bool)
+    return start + jnp.arange(size) < layout.dim
 
 
-def _load(ref, chunk: _Chunk, columns: jax.Array) -> jax.Array:
-    mask = chunk.valid[:, None] & columns[None, :]
-    return plgpu.load(ref.at[pl.ds(chunk.start, CHUNK), :], mask=mask, other=0)
+def _load(ref, chunk: _Chunk, columns: _Columns) -> jax.Array:
+    mask = chunk.valid[:, None] & columns.inside[None, :]
+    rows = pl.ds(chunk.start, len(chunk.valid))
+    return plgpu.load(ref.at[rows, columns.where], mask=mask, other=0)
 
 
 def _dot(layout: Layout, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
@@ -98,49 +119,68 @@ def _updated(layout: Layout, state, k, v, chunk: _Chunk) -> jax.Array:
 def states(slope_ref, *refs, layout: Layout) -> None:
     """The state that the split's tokens leave behind, from none before them."""
     *gap_refs, k_ref, v_ref, state_ref = refs
-    (every, block), split, rate = _columns(layout), pl.program_id(1), -slope_ref[0]
+    split, rate, block = pl.program_id(1), -slope_ref[0], _block(layout)
+    pieces = _pieces(layout)
 
     def step(index, state):
         chunk = _chunk(layout, split, index, rate, gap_refs)
-        k, v = _load(k_ref, chunk, every), _load(v_ref, chunk, block)
-        return _updated(layout, state, k, v, chunk)
+        v = _load(v_ref, chunk, block)
+        keys = [_load(k_ref, chunk, piece) for piece in pieces]
+        return [_updated(layout, part, k, v, chunk) for part, k in zip(state, keys)]
 
-    state = jnp.zeros(state_ref.shape, jnp.float32)
+    state = [jnp.zeros((layout.piece, layout.columns), jnp.float32) for _ in pieces]
     state = lax.fori_loop(0, layout.chunks, step, state)
-    plgpu.store(state_ref.at[:, :], state, mask=every[:, None] & block[None, :])
+    _store(state_ref, state, pieces, block)
 
 
 def outputs(slope_ref, *refs, layout: Layout) -> None:
     """out = (W * (q k^T)) v + read * (q S) chunk by chunk, and the state after the last split."""
     *gap_refs, q_ref, k_ref, v_ref, entering_ref, out_ref, last_ref = refs
-    (every, block), split, rate = _columns(layout), pl.program_id(1), -slope_ref[0]
-    mask = every[:, None] & block[None, :]
+    split, rate, block = pl.program_id(1), -slope_ref[0], _block(layout)
+    pieces = _pieces(layout)
 
     def step(index, state):
         chunk = _chunk(layout, split, index, rate, gap_refs)
-        q, k = (_load(ref, chunk, every) for ref in (q_ref, k_ref))
+        scores, out = 0, 0
+        for piece, part in zip(pieces, state):
+            q, k = (_load(ref, chunk, piece) for ref in (q_ref, k_ref))
+            scores += _dot(layout, q, k, (1, 1))
+            out += _dot(layout, q, part.astype(q.dtype), (1, 0))
         v = _load(v_ref, chunk, block)
-        scores = chunk.intra * _dot(layout, q, k, (1, 1))
-        out = chunk.read * _dot(layout, q, state.astype(q.dtype), (1, 0))
-        out += _dot(layout, scores.astype(q.dtype), v, (1, 0))
-        rows = chunk.start + jnp.arange(CHUNK) < layout.length
-        where = out_ref.at[pl.ds(chunk.start, CHUNK), :]
-        plgpu.store(where, out.astype(out_ref.dtype), mask=rows[:, None] & block[None, :])
-        return _updated(layout, state, k, v, chunk)
+        scores = (chunk.intra * scores).astype(v.dtype)
+        out = chunk.read * out + _dot(layout, scores, v, (1, 0))
+        rows = chunk.start + jnp.arange(layout.chunk) < layout.length
+        where = out_ref.at[pl.ds(chunk.start, layout.chunk), :]
+        mask = rows[:, None] & block.inside[None, :]
+        plgpu.store(where, out.astype(out_ref.dtype), mask=mask)
+        keys = [_load(k_ref, chunk, piece) for piece in pieces]
+        return [_updated(layout, part, k, v, chunk) for part, k in zip(state, keys)]
 
-    state = plgpu.load(entering_ref.at[:, :], mask=mask, other=0)
+    state = [
+        plgpu.load(entering_ref.at[piece.where, :], mask=_square(piece, block), other=0)
+        for piece in pieces
+    ]
     state = lax.fori_loop(0, layout.chunks, step, state)
 
     @pl.when(split == (0 if layout.reverse else layout.splits - 1))
     def _():
-        plgpu.store(last_ref.at[:, :], state, mask=mask)
+        _store(last_ref, state, pieces, block)
+
+
+def _store(ref, state: list[jax.Array], pieces: list[_Columns], block: _Columns) -> None:
+    for piece, part in zip(pieces, state):
+        plgpu.store(ref.at[piece.where, :], part, mask=_square(piece, block))
+
+
+def _square(piece: _Columns, block: _Columns) -> jax.Array:
+    return piece.inside[:, None] & block.inside[None, :]
 
 
 def one_token(slope_ref, *refs, layout: Layout) -> None:
     """S += change * S + k^T v in place, and out = q S, for the one token of a row."""
     *segment_refs, q_ref, k_ref, v_ref, state_ref, out_ref, new_ref = refs
     valid = segment_refs[0][0] != 0 if segment_refs else True
-    every, block = _columns(layout)
+    every, block = _inside(layout, 0, layout.width), _block(layout).inside
     q, k = (plgpu.load(ref.at[:], mask=valid & every, other=0) for ref in (q_ref, k_ref))
     v = plgpu.load(v_ref.at[:], mask=valid & block, other=0)
     mask = every[:, None] & block[None, :]

@@ -11,7 +11,8 @@ and the gradients have the same form, dq in the same direction, dk and dv backwa
     dk = (W^T * (v do^T)) q  + write * (v dS'^T)
     dv = (W^T * (k q^T))  do + write * (k dS')        dS = (1 + change) * dS' + q^T (read * do)
 
-Each direction carries its own state along, so no chunk's state is ever stored. The state moves by
+Each direction carries its own state along, which dk and dv share, so no chunk's state is ever
+stored. An output takes the place of the array that stands first in its line. The state moves by
 its `change` = lam^C - 1, not by a factor: near 1 the factor's rounding would add up over chunks.
 """
 
@@ -45,7 +46,9 @@ def lightning_attention(
 def _attention(q, k, v, slopes, state, segment_ids):
     if q.shape[1] == 1:
         return _one_token(q, k, v, slopes, state, segment_ids)
-    return _all_chunks(q, k, v, slopes, state, _positions(segment_ids))
+    run = _Run(slopes, segment_positions(segment_ids))
+    (out,), state = _all_chunks(_chunk, run, (q,), (k, v), state)
+    return out, state
 
 
 def _forward(*inputs):
@@ -55,10 +58,10 @@ def _forward(*inputs):
 def _backward(inputs, cotangents):
     q, k, v, slopes, state, segment_ids = inputs
     dout, dstate = cotangents
-    positions = _positions(segment_ids)
-    dq, _ = _all_chunks(dout, v, k, slopes, state.mT, positions)
-    dk, _ = _all_chunks(v, dout, q, slopes, dstate.mT, positions, reverse=True)
-    dv, dstate = _all_chunks(k, q, dout, slopes, dstate, positions, reverse=True)
+    run = _Run(slopes, segment_positions(segment_ids))
+    (dq,), _ = _all_chunks(_chunk, run, (dout,), (v, k), state.mT)
+    run = run._replace(reverse=True)
+    (dk, dv), dstate = _all_chunks(_chunk_gradients, run, (v, k), (q, dout), dstate)
     return dq, dk, dv, None, dstate, None
 
 
@@ -78,20 +81,21 @@ def _one_token(q, k, v, slopes, state, segment_ids):
     return out[:, None].astype(q.dtype), state
 
 
-class _Positions(NamedTuple):
+class Positions(NamedTuple):
     """Where the T + 1 gaps around the tokens stand: gap t is before token t, gap t + 1 after it."""
 
     tokens: jax.Array  # int [B, T + 1], valid tokens so far; padding does not add to it
     runs: jax.Array  # int [B, T + 1], changes of segment so far; equal where a state is shared
 
-    def window(self, start: jax.Array | int, size: int) -> "_Positions":
-        return _Positions(*(_window(x, start, size + 1) for x in self))
+    def window(self, start: jax.Array | int, size: int) -> "Positions":
+        return Positions(*(_window(x, start, size + 1) for x in self))
 
     def valid(self) -> jax.Array:
         return self.tokens[:, 1:] > self.tokens[:, :-1]
 
 
-def _positions(segment_ids: jax.Array | None) -> _Positions | None:
+def segment_positions(segment_ids: jax.Array | None) -> Positions | None:
+    """The positions of rows with segment ids [B, T], 0 for padding; None for None."""
     if segment_ids is None:
         return None
     valid = segment_ids != 0
@@ -101,13 +105,13 @@ def _positions(segment_ids: jax.Array | None) -> _Positions | None:
     previous_id = jnp.take_along_axis(segment_ids, jnp.maximum(previous, 0), axis=1)
     change = valid & (previous >= 0) & (previous_id != segment_ids)
     counts = (jnp.cumsum(x, axis=1, dtype=jnp.int32) for x in (valid, change))
-    return _Positions(*(jnp.pad(x, ((0, 0), (1, 0))) for x in counts))
+    return Positions(*(jnp.pad(x, ((0, 0), (1, 0))) for x in counts))
 
 
-def _unbroken(size: int) -> _Positions:
+def _unbroken(size: int) -> Positions:
     """The positions of any chunk of one segment without padding, for a batch of 1."""
     tokens = jnp.arange(size + 1)[None]
-    return _Positions(tokens, jnp.zeros_like(tokens))
+    return Positions(tokens, jnp.zeros_like(tokens))
 
 
 class _Decay(NamedTuple):
@@ -119,7 +123,7 @@ class _Decay(NamedTuple):
     change: jax.Array  # [b, H, 1, 1], of the incoming state in the outgoing one, less 1
 
 
-def _decay(slopes: jax.Array, positions: _Positions, reverse: bool) -> _Decay:
+def _decay(slopes: jax.Array, positions: Positions, reverse: bool) -> _Decay:
     """Decay weights of the chunk between the C + 1 positions; no exponent is above 0."""
     tokens, runs = positions
     before, token, after = slice(0, 1), slice(1, None), slice(-1, None)
@@ -136,13 +140,28 @@ def _decay(slopes: jax.Array, positions: _Positions, reverse: bool) -> _Decay:
     return _Decay(intra, read, write, weight(after, before, jnp.expm1, -1))
 
 
-def _one_chunk(q, k, v, state, decay):
-    """q, v [B, H, C, D] and k [B, H, D, C] to out [B, H, C, D] and the next state."""
+def _chunk(q, k, v, state, decay):
+    """Arrays [B, H, C, D]: the outputs, as a tuple of one, and the next state."""
+    out = _attend(q, k.mT, v, state, decay)
+    return (out,), _moved_on(k.mT, v, state, decay)
+
+
+def _chunk_gradients(v, k, q, dout, dstate, decay):
+    """dk and dv of a chunk, and the gradient of the state before it."""
+    dk = _attend(v, dout.mT, q, dstate.mT, decay)
+    dv = _attend(k, q.mT, dout, dstate, decay)
+    return (dk, dv), _moved_on(q.mT, dout, dstate, decay)
+
+
+def _attend(q, k, v, state, decay):
+    """q, v [B, H, C, D], k [B, H, D, C] and the state that the chunk reads to out [B, H, C, D]."""
     scores = decay.intra * _einsum("bhid,bhdj->bhij", q, k)
     out = _einsum("bhij,bhje->bhie", scores, v)
-    out += decay.read * _einsum("bhid,bhde->bhie", q, state)
-    state += decay.change * state + _einsum("bhdj,bhje->bhde", k, decay.write * v)
-    return out, state
+    return out + decay.read * _einsum("bhid,bhde->bhie", q, state)
+
+
+def _moved_on(k, v, state, decay):
+    return state + (decay.change * state + _einsum("bhdj,bhje->bhde", k, decay.write * v))
 
 
 def _chunk_length() -> int:
@@ -150,34 +169,49 @@ def _chunk_length() -> int:
     return 16 if jax.default_backend() == "cpu" else 128
 
 
-def _all_chunks(q, k, v, slopes, state, positions, reverse=False):
-    """Chunk after chunk over [B, T, H, D]; `reverse` runs time from the last token to the first."""
-    length = q.shape[1]
+class _Run(NamedTuple):
+    """One direction through the rows."""
+
+    slopes: jax.Array
+    positions: Positions | None
+    reverse: bool = False  # from the last token to the first
+
+
+def _all_chunks(body, run, replaced, read, state):
+    """`body` on chunk after chunk of arrays [B, T, H, D]; its outputs take the place of `replaced`.
+
+    So there is no second buffer and nothing to clear: a chunk is not read again.
+    """
+    slopes, positions, reverse = run
+    length = replaced[0].shape[1]
     size = min(length, _chunk_length())
     full, tail = divmod(length, size)
     blocks = [(0, full, size)] + ([(full * size, 1, tail)] if tail else [])
-    out = q
     for first, number, size in blocks[::-1] if reverse else blocks:
         shared = _decay(slopes, _unbroken(size), reverse) if positions is None else None
 
         def step(index, carry, first=first, number=number, size=size, shared=shared):
-            # The output overwrites the queries already read: no second buffer, nothing to clear.
-            out, state = carry
+            replaced, state = carry
             start = first + size * (number - 1 - index if reverse else index)
-            chunk = [_window(x, start, size) for x in (out, k, v)]
+            chunk = [_window(x, start, size) for x in (*replaced, *read)]
             decay = shared
             if positions is not None:
                 around = positions.window(start, size)
                 chunk = [jnp.where(around.valid()[:, :, None, None], x, 0) for x in chunk]
                 decay = _decay(slopes, around, reverse)
-            chunk_q, chunk_k, chunk_v = (jnp.swapaxes(x.astype(state.dtype), 1, 2) for x in chunk)
-            new, state = _one_chunk(chunk_q, chunk_k.mT, chunk_v, state, decay)
-            new = jnp.swapaxes(new, 1, 2).astype(out.dtype)
-            return lax.dynamic_update_slice_in_dim(out, new, start, axis=1), state
+            chunk = (jnp.swapaxes(x.astype(state.dtype), 1, 2) for x in chunk)
+            outs, state = body(*chunk, state, decay)
+            return tuple(_replace(x, start, out) for x, out in zip(replaced, outs)), state
 
-        out, state = lax.fori_loop(0, number, step, (out, state))
-    return out, state
+        replaced, state = lax.fori_loop(0, number, step, (replaced, state))
+    return replaced, state
 
 
 def _window(x: jax.Array, start: jax.Array | int, size: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, start, size, axis=1)
+
+
+def _replace(x: jax.Array, start: jax.Array, chunk: jax.Array) -> jax.Array:
+    """x [B, T, H, D] with a chunk [B, H, C, D] of it replaced."""
+    chunk = jnp.swapaxes(chunk, 1, 2).astype(x.dtype)
+    return lax.dynamic_update_slice_in_dim(x, chunk, start, axis=1)

@@ -1,5 +1,6 @@
 """Lightning attention token by token in float64 NumPy, and its hand-derived adjoint."""
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -30,3 +31,19 @@ def adjoint(q, k, v, steps, dout, dstate):
         dv[row, t] = (k[row, t][:, None, :] @ total)[:, 0]
         dstate[row] = factor * total
     return dq, dk, dv, dstate
+
+
+def draw(seed, shape, dtype):
+    """q, k, v and the cotangent of the output in dtype; initial state and its cotangent."""
+    rng = np.random.default_rng(seed)
+    tokens = [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(4)]
+    batch, _, heads, dim = shape
+    states = rng.standard_normal((2, batch, heads, dim, dim)).astype(np.float32)
+    return tokens, states
+
+
+def relative_error(actual, expected):
+    """|actual - expected| / |expected| over the whole array; `actual` must be finite."""
+    actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
+    assert np.isfinite(actual).all()
+    return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-12)

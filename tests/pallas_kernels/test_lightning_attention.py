@@ -10,47 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from oracles.lightning_recurrence import adjoint, recurrence, relative_error
 
 from pallas_kernels import lightning_attention
+from pallas_kernels.lightning_attention import api
 
 IMPLEMENTATIONS = ["reference", "xla"]
 both = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 NAMES = ("q", "k", "v", "initial_state")
-
-
-def recurrence(q, k, v, slopes, state, segment_ids):
-    """The defining loop in float64: out, final state, and the state before and after each token."""
-    q, k, v, slopes, state = (np.asarray(x, np.float64) for x in (q, k, v, slopes, state))
-    lam, out, state = np.exp(-slopes)[:, None, None], np.zeros_like(q), state.copy()
-    steps = []
-    for row in range(q.shape[0]):
-        current = 0
-        for t in range(q.shape[1]):
-            segment = segment_ids[row, t]
-            if segment == 0:
-                continue
-            kept = float(current in (0, segment))
-            current = segment
-            before = state[row].copy()
-            state[row] = lam * kept * before + k[row, t][:, :, None] * v[row, t][:, None, :]
-            out[row, t] = np.einsum("hd,hde->he", q[row, t], state[row])
-            steps.append((row, t, kept, before, state[row].copy()))
-    return out, state, steps
-
-
-def adjoint(q, k, v, slopes, state, segment_ids, dout, dstate):
-    """Gradients by reversing the loop token by token in float64 (hand-derived adjoint)."""
-    steps = recurrence(q, k, v, slopes, state, segment_ids)[2]
-    q, k, v, slopes, dout = (np.asarray(x, np.float64) for x in (q, k, v, slopes, dout))
-    lam = np.exp(-slopes)[:, None, None]
-    dq, dk, dv, dstate = (*(np.zeros_like(q) for _ in range(3)), np.array(dstate, np.float64))
-    for row, t, kept, _, after in reversed(steps):
-        dq[row, t] = np.einsum("hde,he->hd", after, dout[row, t])
-        total = dstate[row] + q[row, t][:, :, None] * dout[row, t][:, None, :]
-        dk[row, t] = np.einsum("hde,he->hd", total, v[row, t])
-        dv[row, t] = np.einsum("hde,hd->he", total, k[row, t])
-        dstate[row] = lam * kept * total
-    return dq, dk, dv, dstate
 
 
 def draw(seed, batch, length, heads, dim, slope_scale=1.0):
@@ -59,13 +26,6 @@ def draw(seed, batch, length, heads, dim, slope_scale=1.0):
     state = rng.standard_normal((batch, heads, dim, dim)).astype(np.float32)
     slopes = np.float32(slope_scale) * 2.0 ** np.linspace(-0.5, -8, heads, dtype=np.float32)
     return (q, k, v, slopes), state
-
-
-def relative_error(actual, expected):
-    assert np.isfinite(actual).all()
-    return np.linalg.norm(np.asarray(actual, np.float64) - expected) / max(
-        np.linalg.norm(expected), 1e-12
-    )
 
 
 @functools.partial(jax.jit, static_argnames="implementation")
@@ -81,7 +41,7 @@ def gradients(inputs, state, segment_ids, dout, dstate, implementation):
 
 def check_against_oracle(inputs, state, segment_ids, implementation):
     segments = np.ones(inputs[0].shape[:2], int) if segment_ids is None else segment_ids
-    out, final, _ = recurrence(*inputs, state, segments)
+    out, final, steps = recurrence(*inputs, state, segments)
     actual, actual_final = lightning_attention(
         *inputs, initial_state=state, segment_ids=segment_ids, implementation=implementation
     )
@@ -92,7 +52,7 @@ def check_against_oracle(inputs, state, segment_ids, implementation):
     rng = np.random.default_rng(1)
     dout = rng.standard_normal(out.shape).astype(np.float32)
     dstate = rng.standard_normal(final.shape).astype(np.float32)
-    expected = adjoint(*inputs, state, segments, dout, dstate)
+    expected = adjoint(*inputs[:3], steps, dout, dstate)
     results = gradients(inputs, state, segment_ids, dout, dstate, implementation)
     for name, result, value in zip(NAMES, results, expected, strict=True):
         assert relative_error(result, value) <= 1e-4, name
@@ -105,7 +65,8 @@ def test_oracle_adjoint_is_the_derivative_of_the_oracle_recurrence():
     segments, rng = np.array([[0, 1, 1, 0, 2, 2]]), np.random.default_rng(2)
     dout, dstate = rng.standard_normal(inputs[0].shape), rng.standard_normal(state.shape)
     arrays = [*inputs[:3], state.astype(np.float64)]
-    expected = adjoint(*inputs, arrays[3], segments, dout, dstate)
+    steps = recurrence(*inputs, arrays[3], segments)[2]
+    expected = adjoint(*inputs[:3], steps, dout, dstate)
     for index, gradient in enumerate(expected):
         direction = rng.standard_normal(arrays[index].shape)
 
@@ -199,7 +160,7 @@ def test_packed_rows_equal_separate_rows():
     out, final = lightning_attention(*inputs, segment_ids=segments)
     for start, stop in zip(bounds, bounds[1:], strict=False):
         alone, last = lightning_attention(*(x[:, start:stop] for x in inputs[:3]), inputs[3])
-        assert relative_error(out[:, start:stop], np.asarray(alone)) <= 2e-6
+        assert relative_error(out[:, start:stop], alone) <= 2e-6
     assert relative_error(final, np.asarray(last)) <= 2e-6
 
 
@@ -391,6 +352,29 @@ def test_a_user_is_told_what_is_wrong():
         lightning_attention(q, k, v.astype(jnp.bfloat16), slopes)
     with pytest.raises(ValueError, match="T >= 1"):
         lightning_attention(q[:, :0], k[:, :0], v[:, :0], slopes)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "dim", "expected", "reason"),
+    [
+        ("gpu", "bfloat16", 128, "triton", None),
+        ("gpu", "float32", 96, "triton", None),
+        ("gpu", "float32", 256, "xla", "triton takes a head_dim of at most 128, not 256"),
+        ("tpu", "bfloat16", 128, "mosaic_tpu", None),
+        ("tpu", "float16", 64, "xla", "mosaic_tpu takes bfloat16 or float32, got float16"),
+        ("cpu", "float32", 64, "xla", None),
+    ],
+)
+def test_none_picks_by_platform_and_shape_and_says_why_it_falls_back(
+    monkeypatch, platform, dtype, dim, expected, reason
+):
+    messages = []
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(
+        api.logging, "log_first_n", lambda _, text, __, *words: messages.append(text % words)
+    )
+    assert api._choose(jax.ShapeDtypeStruct((1, 8, 2, dim), dtype)) == expected
+    assert messages == ([f"lightning_attention: {reason}; using xla"] if reason else [])
 
 
 def test_the_package_exports_the_function_and_keeps_its_modules():

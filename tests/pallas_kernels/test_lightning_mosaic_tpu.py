@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
-from oracles.lightning_recurrence import adjoint, recurrence
+from oracles.lightning_recurrence import adjoint, draw, recurrence, relative_error
 
 from pallas_kernels.lightning_attention import mosaic_tpu, mosaic_tpu_tiling
 from pallas_kernels.lightning_attention.mosaic_tpu_tiling import tiling
@@ -25,21 +25,6 @@ def interpreted():
     with pltpu.force_tpu_interpret_mode(parameters):
         yield
     assert interpret_pallas_call.races is None or not interpret_pallas_call.races.races_found
-
-
-def draw(seed, shape, dtype):
-    """q, k, v and the cotangent of the output in dtype; initial state and its cotangent."""
-    rng = np.random.default_rng(seed)
-    tokens = [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(4)]
-    batch, _, heads, dim = shape
-    states = rng.standard_normal((2, batch, heads, dim, dim)).astype(np.float32)
-    return tokens, states
-
-
-def relative_error(actual, expected):
-    actual = np.asarray(actual, np.float64)
-    assert np.isfinite(actual).all()
-    return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-12)
 
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

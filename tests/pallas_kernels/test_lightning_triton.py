@@ -8,26 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.lightning_recurrence import adjoint, recurrence
+from oracles.lightning_recurrence import adjoint, draw, recurrence, relative_error
 
 from pallas_kernels.lightning_attention import triton
 
 TOLERANCES = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 2e-2)}  # forward, gradients
-
-
-def draw(seed, shape, dtype):
-    """q, k, v and the cotangent of the output in dtype; initial state and its cotangent."""
-    rng = np.random.default_rng(seed)
-    tokens = [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(4)]
-    batch, _, heads, dim = shape
-    states = rng.standard_normal((2, batch, heads, dim, dim)).astype(np.float32)
-    return tokens, states
-
-
-def relative_error(actual, expected):
-    actual = np.asarray(actual, np.float64)
-    assert np.isfinite(actual).all()
-    return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-12)
 
 
 @functools.partial(jax.jit, static_argnames="splits")
@@ -142,7 +127,7 @@ def test_65536_tokens_stay_finite_and_right(slope):
 )
 def test_splits_give_every_multiprocessor_two_programs(shape, splits):
     """Unless the sequence is too short to be worth it, or the rows and heads are enough."""
-    assert triton.number_of_splits(shape) == splits
+    assert triton.number_of_splits(shape, jnp.bfloat16) == splits
 
 
 def test_a_user_is_told_what_the_kernels_cannot_take():

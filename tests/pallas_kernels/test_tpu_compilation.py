@@ -8,11 +8,9 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import static_analysis, tpu_schedule
+from pallas_kernels import static_report, tpu_schedule, tpu_static
 
-needs_compiler = pytest.mark.skipif(
-    not tpu_schedule.available(), reason="needs the TPU compiler: pip install libtpu"
-)
+needs_compiler = pytest.mark.skipif(not tpu_schedule.available(), reason=tpu_schedule.REMEDY)
 BARS = {
     "lightning_attention_forward": 0.80,
     "lightning_attention_backward": 0.70,
@@ -22,13 +20,13 @@ BARS = {
 
 def test_floor_by_hand():
     """A chunk of 128 of one head of 128 on v5p: four 32 KiB arrays, four products of 128 rows."""
-    case = static_analysis.KERNELS["lightning_attention_forward"](
+    program = tpu_static.KERNELS["lightning_attention_forward"](
         1, 4096, 64, 128, jnp.dtype("bfloat16")
     )
-    chunks, v5p = len(case.products) / 4, static_analysis.CHIPS["v5p"]
-    assert case.products[:2] == [(128, 128, 128)] * 2
-    assert case.hbm_bytes / chunks / v5p.bytes_a_cycle == pytest.approx(166, rel=0.01)
-    assert all(chip.rows == pytest.approx(4, rel=0.01) for chip in static_analysis.CHIPS.values())
+    chunks, v5p = len(program.products) / 4, tpu_static.CHIPS["v5p"]
+    assert program.products[:2] == [(128, 128, 128)] * 2
+    assert program.hbm_bytes / chunks / v5p.bytes_a_cycle == pytest.approx(166, rel=0.01)
+    assert all(chip.rows == pytest.approx(4, rel=0.01) for chip in tpu_static.CHIPS.values())
 
 
 def test_bundles_of_the_grid_loop():
@@ -37,27 +35,49 @@ def test_bundles_of_the_grid_loop():
     assert tpu_schedule.loop_bundles("\n".join([*lines, "  0x4   :  { e }"])) == 3
 
 
+def test_vmem_that_holds_whole_operands():
+    """Arrays alive while the kernel runs, up to the end of the last; one freed before is not."""
+    order = "time,instruction_name\n0,x\n1,kernel.1\n2,copy"
+    columns = "buffer_id,size,offset,start_time,end_time"
+    allocations = [columns, "0,4096,0,0,1", "1,512,4096,1,2", "2,8192,0,2,2", "3,65536,8192,0,0"]
+    assert tpu_schedule.placed_bytes(order, "\n".join(allocations), "kernel") == 4608
+    assert tpu_schedule.placed_bytes(order, columns, "kernel") == 0
+
+
 @needs_compiler
-@pytest.mark.minutes
-@pytest.mark.parametrize("chip", static_analysis.CHIPS)
+@pytest.mark.parametrize("chip", tpu_static.CHIPS)
 def test_m1_shapes_are_near_the_floor(chip):
     """64 heads of 128 in bfloat16, T from 4,096 to 131,072, and decoding for 64 rows."""
-    rows = static_analysis.rows(f"--chips={chip}", "--lengths=4096,131072")
+    jobs = static_report.jobs(chips=[chip], lengths=[4096, 131072])
+    rows = list(static_report.rows("tpu", jobs))
     assert {row.kernel for row in rows} == set(BARS)
     for row in rows:
         assert row.floor_by_bundles >= BARS[row.kernel], row
-        assert row.vmem_mib < row.vmem_limit_mib, row
+        assert 0 < row.vmem_mib < row.vmem_limit_mib, row
+
+
+def check_small_shapes(chip, **shapes):
+    jobs = static_report.jobs(chips=[chip], heads=3, decode_batch=2, **shapes)
+    rows = list(static_report.rows("tpu", jobs))
+    assert len(rows) == len(jobs)
+    for row in rows:
+        assert 0 < row.vmem_mib < row.vmem_limit_mib, row
+
+
+@needs_compiler
+@pytest.mark.parametrize("chip", tpu_static.CHIPS)
+def test_a_small_shape_compiles(chip):
+    """Padded width, ragged length, heads that do not fill a grid step; both dtypes."""
+    check_small_shapes(chip, lengths=[300], dims=[96], dtypes=["float32", "bfloat16"])
 
 
 @needs_compiler
 @pytest.mark.minutes
-@pytest.mark.parametrize("chip", static_analysis.CHIPS)
+@pytest.mark.parametrize("chip", tpu_static.CHIPS)
 def test_small_shapes_compile(chip):
     """Every head width in both dtypes, a row shorter than a chunk and a ragged one."""
-    flags = ["--heads=3", "--lengths=50,300", "--decode_batch=2", "--head_dims=64,96,128"]
-    rows = static_analysis.rows(f"--chips={chip}", *flags, "--dtypes=float32,bfloat16")
-    assert len(rows) == 2 * 3 * (2 + 2 + 1)
-    assert all(0 < row.vmem_mib < row.vmem_limit_mib for row in rows)
+    dims, dtypes = [64, 96, 128], ["float32", "bfloat16"]
+    check_small_shapes(chip, lengths=[50, 300], dims=dims, dtypes=dtypes)
 
 
 PROJECTED = """

@@ -6,12 +6,8 @@ array; and the bundles that the compiler scheduled for the step, a cycle each wi
 """
 
 import functools
-import json
 import math
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -53,10 +49,9 @@ CHIPS = {
 }
 
 
-class Case(NamedTuple):
+class Program(NamedTuple):
     """A kernel at a shape; bytes and products are those of one grid step."""
 
-    name: str
     function: Callable
     operands: list[jax.ShapeDtypeStruct]
     hbm_bytes: int
@@ -65,7 +60,7 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of the report; the floor and the bundles are cycles of a grid step."""
+    """One line of the report: a grid step's work, its floor and its schedule, in cycles."""
 
     kernel: str
     chip: str
@@ -78,6 +73,7 @@ class Row(NamedTuple):
     hbm_kib: float
     memory_cycles: float
     matrix_cycles: float
+    floor_cycles: float  # the larger of the two
     bundles: int
     floor_by_bundles: float
     vmem_mib: float
@@ -85,35 +81,50 @@ class Row(NamedTuple):
     spilled_kib: float
 
 
+def figures(chip: str) -> str:
+    """The published figures that a chip's floor is computed from."""
+    x = CHIPS[chip]
+    return (
+        f"{chip}: {x.bandwidth / 1e9:,.0f} GB/s, {x.peak / 1e12:,.0f} TFLOP/s in bfloat16, "
+        f"{x.cores} TensorCore(s) at {x.clock / 1e9} GHz: {x.bytes_a_cycle:,.0f} bytes and "
+        f"{x.rows:.1f} rows of a {x.array} x {x.array} product a cycle and core; float32: 6 passes"
+    )
+
+
 def analyse(
-    kernel: str, chip: str, batch: int, length: int, heads: int, dim: int, dtype: str
-) -> Row:
-    """Compiles one kernel for one chip; the process must be in `tpu_schedule.environment`."""
-    figures = CHIPS[chip]
-    with tpu_schedule.lowering_for(figures.topology):
-        case = KERNELS[kernel](batch, length, heads, dim, jnp.dtype(dtype))
-    schedule = tpu_schedule.schedule_of(case.name, figures.topology, case.function, *case.operands)
-    memory = case.hbm_bytes / figures.bytes_a_cycle
-    array = figures.array
-    rows = sum(m * math.ceil(k / array) * math.ceil(n / array) for m, k, n in case.products)
-    matrix = case.passes * rows / figures.rows
-    return Row(
+    kernel: str, chip: str, batch: int, length: int, heads: int, dim: int, dtype: str, _: bool
+) -> Iterator[Row]:
+    """Compiles one kernel for one chip; the process must be in `tpu_schedule.environment`.
+
+    With segment ids or without (the last argument), the kernels are the same.
+    """
+    x = CHIPS[chip]
+    with tpu_schedule.lowering_for(x.topology):
+        program = KERNELS[kernel](batch, length, heads, dim, jnp.dtype(dtype))
+    operands = program.operands
+    schedule = tpu_schedule.schedule_of(kernel, x.topology, program.function, *operands)
+    memory = program.hbm_bytes / x.bytes_a_cycle
+    rows = sum(m * math.ceil(k / x.array) * math.ceil(n / x.array) for m, k, n in program.products)
+    matrix = program.passes * rows / x.rows
+    floor = max(memory, matrix)
+    yield Row(
         kernel,
         chip,
         *(batch, length, heads, dim, dtype),
-        mflops=sum(2 * m * k * n for m, k, n in case.products) / 1e6,
-        hbm_kib=case.hbm_bytes / 1024,
+        mflops=sum(2 * m * k * n for m, k, n in program.products) / 1e6,
+        hbm_kib=program.hbm_bytes / 1024,
         memory_cycles=memory,
         matrix_cycles=matrix,
+        floor_cycles=floor,
         bundles=schedule.bundles,
-        floor_by_bundles=max(memory, matrix) / schedule.bundles,
+        floor_by_bundles=floor / schedule.bundles,
         vmem_mib=schedule.vmem_bytes / 2**20,
-        vmem_limit_mib=figures.vmem_bytes / 2**20,
+        vmem_limit_mib=x.vmem_bytes / 2**20,
         spilled_kib=schedule.spilled_bytes / 1024,
     )
 
 
-def _chunked(kernel: Callable, batch: int, length: int, heads: int, dim: int, dtype) -> Case:
+def _chunked(kernel: Callable, batch: int, length: int, heads: int, dim: int, dtype) -> Program:
     backwards = kernel is backward
     tiles = tiling.tiling((batch, length, heads, dim), dtype)
     width, chunk, lanes = tiles.groups * tiling.LANES, tiles.chunk, tiling.LANES
@@ -132,8 +143,7 @@ def _chunked(kernel: Callable, batch: int, length: int, heads: int, dim: int, dt
     arrays = 6 if backwards else 4
     block = tiles.block(arrays)
     moved = arrays * tiles.step_groups * lanes * dtype.itemsize + 2 * 4
-    return Case(
-        name=f"lightning_attention_{kernel.__name__}",
+    return Program(
         function=functools.partial(kernel, tiles=tiles),
         operands=operands,
         hbm_bytes=block * moved,
@@ -142,14 +152,13 @@ def _chunked(kernel: Callable, batch: int, length: int, heads: int, dim: int, dt
     )
 
 
-def _decode(batch: int, length: int, heads: int, dim: int, dtype) -> Case:
+def _decode(batch: int, length: int, heads: int, dim: int, dtype) -> Program:
     del length
     shape = jax.ShapeDtypeStruct
     vectors, state = shape((batch, heads, dim), dtype), (batch, heads, dim, dim)
     scalars = [shape((heads,), jnp.float32), shape((batch,), jnp.float32)]
     moved = 2 * dim * dim * 4 + 4 * dim * dtype.itemsize
-    return Case(
-        name="lightning_attention_decode",
+    return Program(
         function=decode,
         operands=[vectors, vectors, vectors, shape(state, jnp.float32), *scalars],
         hbm_bytes=step_heads(heads) * moved,
@@ -158,29 +167,8 @@ def _decode(batch: int, length: int, heads: int, dim: int, dtype) -> Case:
     )
 
 
-KERNELS: dict[str, Callable[..., Case]] = {
+KERNELS: dict[str, Callable[..., Program]] = {
     "lightning_attention_forward": functools.partial(_chunked, forward),
     "lightning_attention_backward": functools.partial(_chunked, backward),
     "lightning_attention_decode": _decode,
 }
-
-
-def run(*flags: str, **options) -> subprocess.CompletedProcess:
-    """Runs `python -m pallas_kernels.static` with these flags in the environment libtpu needs.
-
-    Raises:
-      RuntimeError: if libtpu is not installed.
-      subprocess.CalledProcessError: if a kernel does not compile.
-    """
-    if not tpu_schedule.available():
-        raise RuntimeError("the static analysis needs the TPU compiler: pip install libtpu")
-    with tempfile.TemporaryDirectory(prefix="tpu_schedule_") as directory:
-        command = [sys.executable, "-m", "pallas_kernels.static", *flags]
-        environment = tpu_schedule.environment(directory)
-        return subprocess.run(command, env=environment, check=True, **options)
-
-
-def rows(*flags: str) -> list[Row]:
-    """The report of `run` as data."""
-    output = run("--json", *flags, stdout=subprocess.PIPE, text=True).stdout
-    return [Row(**json.loads(line)) for line in output.splitlines()]
