@@ -20,7 +20,7 @@ from flax import nnx
 
 from mmrl import config as configs
 from mmrl.compilation import enable_compilation_cache
-from mmrl.models import Cache, Decoder, DecoderConfig, deepnorm_alpha
+from mmrl.models import Cache, Decoder, minimax_m1
 
 _LENGTHS = flags.DEFINE_list("lengths", ["1024", "4096", "16384"], "Tokens of the forward passes.")
 _CONTEXTS = flags.DEFINE_list("contexts", ["64", "2048"], "Tokens before the decoded ones.")
@@ -29,8 +29,7 @@ _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "Tokens to decode.", lower_
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs a figure is the median of.", lower_bound=1)
 _LIGHTNING_ONLY = flags.DEFINE_boolean("lightning_only", False, "Leave the softmax layer out.")
 
-ALPHA = deepnorm_alpha(8)
-MODEL = DecoderConfig(
+MODEL = minimax_m1(
     vocab_size=1024,
     hidden_size=256,
     num_layers=8,
@@ -38,15 +37,13 @@ MODEL = DecoderConfig(
     num_kv_heads=4,
     head_dim=32,
     intermediate_size=512,
-    layer_pattern=("lightning",) * 7 + ("softmax",),
     rope_theta=1_000_000.0,
+    rotary_dim=None,
     num_experts=4,
-    experts_per_token=2,
-    postnorm=True,
-    softmax_alpha=ALPHA,
-    lightning_alpha=ALPHA,
-    mlp_alpha=ALPHA,
-    norm_eps=1e-5,
+    load_balance_coefficient=0.0,
+    param_dtype="float32",
+    dtype="float32",
+    remat="none",
 )
 
 

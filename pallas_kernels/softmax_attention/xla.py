@@ -135,6 +135,20 @@ def _softmax_block(q, k, v, rows, slots, scale, floor):
     return _product("bhrs,bhsd->bhrd", weights.astype(v.dtype), v), maximum, weights.sum(-1)
 
 
+def _no_blocks(q):
+    """The state of the online softmax before any block: weighted sum, maximum and total."""
+    zero = jnp.zeros_like(q, jnp.float32)
+    return zero, zero[..., 0] + MASKED, zero[..., 0]
+
+
+def _add_block(state, q, k, v, rows, slots, scale):
+    """The state with one more block of slots in it."""
+    weighted, maximum, total = state
+    added, new_maximum, added_total = _softmax_block(q, k, v, rows, slots, scale, maximum)
+    decay = jnp.exp(maximum - new_maximum)
+    return weighted * decay[..., None] + added, new_maximum, total * decay + added_total
+
+
 def _normalise(weighted, maximum, total):
     return weighted / jnp.where(total > 0, total, 1.0)[..., None], maximum + jnp.log(total)
 
@@ -173,7 +187,6 @@ def _attend_cache(q, k, v, layer, rows: Labels, slots: Labels, scale: float):
     filled = jnp.where(seen.any(0), jnp.arange(1, n_slots + 1), 0).max()
 
     def step(i, state):
-        weighted, maximum, total = state
         start = jnp.minimum(i * size, n_slots - size)
         block_k, block_v = (
             jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, *x.shape[1:3], size, x.shape[4]))
@@ -183,14 +196,9 @@ def _attend_cache(q, k, v, layer, rows: Labels, slots: Labels, scale: float):
         # The last block overlaps the one before it where its size does not divide S.
         fresh = start + jnp.arange(size) >= i * size
         block = block._replace(positions=jnp.where(fresh, block.positions, -1))
-        added, new_maximum, added_total = _softmax_block(
-            q, block_k[0], block_v[0], rows, block, scale, maximum
-        )
-        decay = jnp.exp(maximum - new_maximum)
-        return weighted * decay[..., None] + added, new_maximum, total * decay + added_total
+        return _add_block(state, q, block_k[0], block_v[0], rows, block, scale)
 
-    zero = jnp.zeros_like(q, jnp.float32)
-    state = zero, zero[..., 0] + MASKED, zero[..., 0]
+    state = _no_blocks(q)
     blocks = -(-n_slots // size)
     if blocks == 1:
         state = step(0, state)
@@ -228,17 +236,10 @@ def _attend_blocks(q, k, v, rows, slots, scale):
         order, count = visible_blocks(batch, rows)
 
         def step(i, state):
-            weighted, maximum, total = state
-            block = slots_at(batch, order[i])
-            added, new_maximum, added_total = _softmax_block(
-                q, block[0], block[1], rows, block[2], scale, maximum
-            )
-            decay = jnp.exp(maximum - new_maximum)
-            return weighted * decay[..., None] + added, new_maximum, total * decay + added_total
+            k, v, slots = slots_at(batch, order[i])
+            return _add_block(state, q, k, v, rows, slots, scale)
 
-        zero = jnp.zeros_like(q, jnp.float32)
-        state = zero, zero[..., 0] + MASKED, zero[..., 0]
-        return None, _normalise(*jax.lax.fori_loop(0, count, step, state))
+        return None, _normalise(*jax.lax.fori_loop(0, count, step, _no_blocks(q)))
 
     out, lse = scan_rows(attend_rows, None, q, rows, (), blocks)[1]
     return from_grid(out, q, blocks), from_grid(lse, q[..., 0], blocks)

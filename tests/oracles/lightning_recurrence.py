@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+TOLERANCES = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 2e-2)}  # forward, gradients
+
 
 def recurrence(q, k, v, slopes, state, segment_ids):
     """out [B, T, H, D], the final state, and per valid token (row, t, factor, state after it)."""
@@ -47,3 +49,27 @@ def relative_error(actual, expected):
     actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
     assert np.isfinite(actual).all()
     return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), 1e-12)
+
+
+def check_kernel(with_gradients, shape, dtype="float32", slopes=None, segment_ids=None, seed=0):
+    """Outputs, final state and all gradients are those of the recurrence; padding gives zeros.
+
+    `with_gradients(q, k, v, slopes, state, segment_ids, dout, dstate)` returns (out, final state)
+    and the gradients of q, k, v and the initial state.
+    """
+    (q, k, v, dout), (state, dstate) = draw(seed, shape, dtype)
+    slopes = 2.0 ** np.linspace(-0.5, -8, shape[2]) if slopes is None else np.asarray(slopes)
+    slopes = slopes.astype(np.float32)
+    segments = np.ones(shape[:2], np.int32) if segment_ids is None else segment_ids
+    out, final, steps = recurrence(q, k, v, slopes, state, segments)
+    expected = adjoint(q, k, v, steps, np.where(segments[..., None, None] == 0, 0, dout), dstate)
+    results, gradients = with_gradients(q, k, v, slopes, state, segment_ids, dout, dstate)
+    forward, backward = TOLERANCES[dtype]
+    assert results[0].dtype == gradients[0].dtype == q.dtype
+    assert results[1].dtype == gradients[3].dtype == jnp.float32
+    for name, result, value in zip(("out", "state"), results, (out, final), strict=True):
+        assert relative_error(result, value) <= forward, name
+    for name, result, value in zip(("dq", "dk", "dv", "dstate"), gradients, expected, strict=True):
+        assert relative_error(result, value) <= backward, name
+    for tokens in (results[0], *gradients[:3]):
+        np.testing.assert_array_equal(np.asarray(tokens, np.float32)[segments == 0], 0)

@@ -1,9 +1,8 @@
 """Small models whose parameters are large enough that every part of them matters."""
 
-from mmrl.models import DecoderConfig, deepnorm_alpha
+from mmrl.models import minimax_m1
 
-ALPHA = deepnorm_alpha(8)
-HYBRID = DecoderConfig(
+HYBRID = minimax_m1(
     vocab_size=37,
     hidden_size=24,
     num_layers=8,
@@ -15,10 +14,10 @@ HYBRID = DecoderConfig(
     rope_theta=1000.0,
     rotary_dim=4,
     num_experts=4,
-    experts_per_token=2,
-    postnorm=True,
-    softmax_alpha=ALPHA,
-    lightning_alpha=ALPHA,
-    mlp_alpha=ALPHA,
+    load_balance_coefficient=0.0,
+    norm_eps=1e-6,
     initializer_range=0.2,
+    param_dtype="float32",
+    dtype="float32",
+    remat="none",
 )

@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
-from oracles.lightning_recurrence import adjoint, draw, recurrence, relative_error
+from oracles.lightning_recurrence import check_kernel, draw, recurrence, relative_error
 
 from pallas_kernels.lightning_attention import mosaic_tpu, mosaic_tpu_tiling
 from pallas_kernels.lightning_attention.mosaic_tpu_tiling import tiling
-
-TOLERANCES = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 2e-2)}  # forward, gradients
 
 
 @pytest.fixture(autouse=True)
@@ -42,24 +40,7 @@ def with_gradients(q, k, v, slopes, state, segment_ids, dout, dstate):
     return results, pullback((dout, dstate))
 
 
-def check(shape, dtype="float32", slopes=None, segment_ids=None, seed=0):
-    """Outputs, final state and all gradients are those of the recurrence; padding gives zeros."""
-    (q, k, v, dout), (state, dstate) = draw(seed, shape, dtype)
-    slopes = 2.0 ** np.linspace(-0.5, -8, shape[2]) if slopes is None else np.asarray(slopes)
-    slopes = slopes.astype(np.float32)
-    segments = np.ones(shape[:2], np.int32) if segment_ids is None else segment_ids
-    out, final, steps = recurrence(q, k, v, slopes, state, segments)
-    expected = adjoint(q, k, v, steps, np.where(segments[..., None, None] == 0, 0, dout), dstate)
-    results, gradients = with_gradients(q, k, v, slopes, state, segment_ids, dout, dstate)
-    forward, backward = TOLERANCES[dtype]
-    assert results[0].dtype == gradients[0].dtype == q.dtype
-    assert results[1].dtype == gradients[3].dtype == jnp.float32
-    for name, result, value in zip(("out", "state"), results, (out, final), strict=True):
-        assert relative_error(result, value) <= forward, name
-    for name, result, value in zip(("dq", "dk", "dv", "dstate"), gradients, expected, strict=True):
-        assert relative_error(result, value) <= backward, name
-    for tokens in (results[0], *gradients[:3]):
-        np.testing.assert_array_equal(np.asarray(tokens, np.float32)[segments == 0], 0)
+check = functools.partial(check_kernel, with_gradients)
 
 
 @pytest.mark.parametrize(
