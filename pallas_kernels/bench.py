@@ -72,6 +72,7 @@ def report_statically() -> None:
 
 def time_here() -> None:
     """Prints the timings of what the flags name and draws them."""
+    timing.use_every_core()
     sizes = _sizes()
     device = jax.devices()[0]
     print(f"{device.platform} ({device.device_kind}), the fastest of {_REPEATS.value} runs")

@@ -1,4 +1,7 @@
-"""Wall time of lightning attention and of softmax attention on this machine's default device.
+"""Wall time of lightning attention and of softmax attention on this machine's devices.
+
+The heads are spread over the devices. A CPU has one for each core (`use_every_core`): XLA runs
+batched products of this size on one thread of a device.
 
 FLOPs and bytes are those that the result needs, whatever a contestant spends: for lightning
 attention the products with the D x D state and its update, 4 D^2 a token and head forwards and 10
@@ -7,12 +10,15 @@ backwards; for causal softmax attention 2 T D and 5 T D; and every array moved o
 
 import functools
 import importlib.util
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.lightning_attention.api import PALLAS
@@ -87,6 +93,11 @@ def contestants() -> dict[str, Contestant]:
     return found
 
 
+def use_every_core() -> None:
+    """Makes each core of a CPU a device; only before JAX has looked for devices."""
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+
+
 def peaks(dtype: str) -> Peaks:
     """Measured now: a product of square matrices, and a copy too large for any cache."""
     on_cpu = jax.default_backend() == "cpu"
@@ -114,7 +125,7 @@ def _time(name: str, function: Callable, shape: Shape, repeats: int) -> Iterator
         return out, pullback(dout)
 
     arrays = [
-        jax.random.normal(key, shape[:4], shape.dtype)
+        jax.device_put(jax.random.normal(key, shape[:4], shape.dtype), _by_heads(shape))
         for key in jax.random.split(jax.random.key(0), 4)
     ]
     yield Timing(
@@ -124,6 +135,13 @@ def _time(name: str, function: Callable, shape: Shape, repeats: int) -> Iterator
         yield Timing(
             name, PASSES[1], shape, fastest_seconds(jax.jit(both), *arrays, repeats=repeats)
         )
+
+
+def _by_heads(shape: Shape) -> NamedSharding:
+    """[B, T, H, D] with the heads over as many devices as divide them."""
+    count = math.gcd(shape.heads, jax.device_count())
+    mesh = jax.make_mesh((count,), ("heads",), (AxisType.Auto,), devices=jax.devices()[:count])
+    return NamedSharding(mesh, PartitionSpec(None, None, "heads"))
 
 
 def _time_torch(name: str, function: Callable, shape: Shape, repeats: int) -> Iterator[Timing]:
