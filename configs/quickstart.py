@@ -6,10 +6,11 @@ supervised warm start, then reinforcement learning on the verifiers of reasoning
 only, with groups drawn again until most of them have both right and wrong answers.
 """
 
-from mmrl.data import CharTokenizer, DataConfig
+from mmrl.data import DataConfig
 from mmrl.models import DecoderConfig
 from mmrl.rl.loss import ObjectiveConfig
 from mmrl.rollout import SamplingConfig
+from mmrl.text import CharTokenizer
 from mmrl.training.config import EvaluationConfig, TrainConfig, WarmStartConfig
 from mmrl.training.optimizer import OptimizerConfig
 

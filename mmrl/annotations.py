@@ -51,6 +51,8 @@ def convert(kind: Any, value: Any, key: str, *, plain: bool) -> Any:
     if kind is Any or (value is None and is_optional(kind)):
         return value
     if (kind,) != alternatives(kind):
+        if plain and (member := _config_member(kind, value)):
+            return convert(member, value, key, plain=plain)
         return _first(kind, lambda k: convert(k, value, key, plain=plain), value, key)
     if origin is Literal and any(value == x and type(value) is type(x) for x in args):
         return value
@@ -134,6 +136,14 @@ def _convert_tuple(kind: Any, values: Any, convert_one: Callable, key: str) -> t
         raise _mismatch(kind, values, key)
     pairs = enumerate(zip(kinds, values, strict=True))
     return tuple(convert_one(k, value, f"{key}.{index}") for index, (k, value) in pairs)
+
+
+def _config_member(kind: Any, value: Any) -> type | None:
+    """Of several dataclasses in a union the one that `value`, an object of JSON, has most of."""
+    members = [member for member in alternatives(kind) if is_config_type(member)]
+    if not isinstance(value, dict) or len(members) < 2:
+        return None
+    return max(members, key=lambda member: len(field_kinds(member).keys() & value.keys()))
 
 
 def _first(kind: Any, attempt: Callable[[Any], Any], value: Any, key: str) -> Any:

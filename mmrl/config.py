@@ -122,9 +122,10 @@ def override(config: T, overrides: Mapping[str, str]) -> T:
     """Copy of `config` with texts parsed by the type of their field: {"optimizer.lr": "1e-4"}.
 
     One entry of a dict is `key.NAME`, one of a tuple of dataclasses `key.INDEX`; `parse` gives the
-    forms of the text. All changes of one dataclass are made at once, so that its own validation
-    sees a consistent whole. Raises `UserError` for an unknown key (naming the nearest
-    valid one), a text that is not of the type, or a value that a `__post_init__` refuses.
+    forms of the text. Settings that only another dataclass of a union has make one of that kind.
+    All changes of one dataclass are made at once, so that its own validation sees a consistent
+    whole. Raises `UserError` for an unknown key (naming the nearest valid one), a text that is not
+    of the type, or a value that a `__post_init__` refuses.
     """
     tree: dict[str, Any] = {}
     for key, text in overrides.items():
@@ -147,6 +148,11 @@ def _replace(kind: Any, value: Any, tree: Any, key: str, valid: list[str]) -> An
     member = next((k for k in alternatives(kind) if k is not str), kind)
     is_dict = isinstance(value, dict) or (value is None and dict in (member, get_origin(member)))
     cls = type(value) if is_config(value) else member
+    if is_config(value) and not tree.keys() <= field_kinds(cls).keys():
+        # Settings of another dataclass of the union: one of that kind instead, from nothing.
+        for other in filter(is_config_type, alternatives(kind)):
+            if tree.keys() <= field_kinds(other).keys():
+                cls, old = other, {}
     if is_dict:
         kinds = dict.fromkeys(tree, get_args(member)[1] if get_args(member) else Any)
     elif is_config_type(cls):

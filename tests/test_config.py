@@ -98,6 +98,27 @@ def test_absent_optional_group_is_created_from_its_overrides():
         config_lib.override(Config(), {"warmstart.betas": "0.5,0.9"})
 
 
+@dataclass(frozen=True)
+class WithUnion:
+    source: Task | Warmstart = Task("sum", 2.0)
+
+
+def test_overrides_of_another_dataclass_of_a_union_make_one_of_that_kind():
+    def override(value, **texts):
+        overrides = {f"source.{name}": text for name, text in texts.items()}
+        return config_lib.override(WithUnion(value), overrides).source
+
+    assert override(Task("sum", 2.0), name="sort") == Task("sort", 2.0)
+    assert override(Task("sum", 2.0), steps="3") == Warmstart(3)
+    assert override(Warmstart(3), steps="4", betas="0.5,0.6") == Warmstart(4, (0.5, 0.6))
+    with pytest.raises(UserError, match=r"config\.source\.nme does not exist\. Did you mean"):
+        override(Task("sum"), nme="sort")
+    with pytest.raises(UserError, match=r"config\.source\.\w+ does not exist"):
+        override(Task("sum"), weight="1", steps="3")
+    with pytest.raises(UserError, match=r"config\.source: .*missing.*'name'"):
+        override(Warmstart(3), weight="1")
+
+
 @pytest.mark.parametrize(
     ("key", "text", "words"),
     [

@@ -13,10 +13,10 @@ import numpy as np
 from grain.experimental import FirstFitPackIterDataset
 
 from mmrl.data.files import read_examples
-from mmrl.data.records import Example
+from mmrl.data.records import Example, prompt_tokens
 from mmrl.data.tasks import ReasoningGymSource
-from mmrl.data.tokenizer import Tokenizer
 from mmrl.errors import UserError
+from mmrl.text import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class DataConfig:
     held_out_every  reasoning_gym: one question in this many is held out
     *_key           files: names of the fields, see `read_examples`
     prompt_suffix   appended to text prompts; where answers begin, when the question does not say
+    chat            text prompts become a user's message, for the tokenizer's chat template
+    system_prompt   a system message before it; None leaves that to the template
     shuffle, seed   a new order each epoch; the seed also fixes what reasoning_gym generates
     """
 
@@ -43,6 +45,8 @@ class DataConfig:
     metadata_key: str = "metadata"
     tool_key: str = "tools"
     prompt_suffix: str = ""
+    chat: bool = False
+    system_prompt: str | None = None
     shuffle: bool = True
     seed: int = 0
 
@@ -55,6 +59,8 @@ class DataConfig:
             raise UserError(f"held_out_every must be at least 2, got {self.held_out_every}")
         if self.split not in ("train", "held_out"):
             raise UserError(f"split must be 'train' or 'held_out', got {self.split!r}")
+        if self.system_prompt is not None and not self.chat:
+            raise UserError("system_prompt is for chat prompts: set chat=True")
         if self.source != "reasoning_gym" and self.split == "held_out":
             raise UserError(
                 f"only reasoning_gym has a held_out split; for {self.source} name another file or "
@@ -81,12 +87,7 @@ def examples(config: DataConfig) -> grain.MapDataset:
             tool_key=config.tool_key,
         )
 
-    def add_suffix(example: Example) -> Example:
-        if isinstance(example.prompt, str):
-            return dataclasses.replace(example, prompt=example.prompt + config.prompt_suffix)
-        return example
-
-    return grain.MapDataset.source(source).map(add_suffix)
+    return grain.MapDataset.source(source).map(lambda example: _with_prompt(example, config))
 
 
 def example_batches(
@@ -121,6 +122,8 @@ def supervised_batches(
 ) -> grain.DatasetIterator:
     """Endless iterator of prompt + label + end rows for next-token training.
 
+    The end is the tokenizer's end of a text, or of a turn where the prompt is chat messages.
+
     Takes the examples of `example_batches` in the same order, one a row, or with `pack` as many as
     fit, first fit. Shapes never change; B = `batch_size` / `process_count`, T = `length`:
         tokens       [B, T] int32, padded on the right with `tokenizer.pad_id`
@@ -148,6 +151,19 @@ def supervised_batches(
     return iter(rows.map(_rename).batch(local))
 
 
+def _with_prompt(example: Example, config: DataConfig) -> Example:
+    """`example` with its text suffixed and as chat messages, as `config` says; messages stay."""
+    if not isinstance(example.prompt, str):
+        return example
+    text = example.prompt + config.prompt_suffix
+    if not config.chat:
+        return dataclasses.replace(example, prompt=text)
+    system = [{"role": "system", "content": config.system_prompt}]
+    user = [{"role": "user", "content": text}]
+    chat = user if config.system_prompt is None else system + user
+    return dataclasses.replace(example, prompt=chat)
+
+
 def _stream(config: DataConfig, process_index: int, process_count: int) -> grain.MapDataset:
     """Endless examples of one process."""
     if not 0 <= process_index < process_count:
@@ -172,15 +188,16 @@ def _local_batch_size(batch_size: int, process_count: int) -> int:
 
 
 def _token_row(example: Example, tokenizer: Tokenizer, length: int) -> dict[str, np.ndarray]:
-    if not isinstance(example.prompt, str) or not example.prompt:
-        raise UserError(f"supervised training needs a text prompt, got {example.prompt!r}")
+    prompt = prompt_tokens(example, tokenizer)
+    if not prompt:
+        raise UserError(f"supervised training needs a prompt, got {example.prompt!r}")
     if isinstance(example.label, bool) or not isinstance(example.label, str | int | float):
         raise UserError(
             f"supervised training needs a text label, got {example.label!r} for "
             f"{example.prompt!r}: set label_key, or leave this dataset out of the warm start"
         )
-    prompt = tokenizer.encode(example.prompt)
-    target = [*tokenizer.encode(str(example.label)), tokenizer.eos_id]
+    end = tokenizer.eos_id if isinstance(example.prompt, str) else tokenizer.turn_end_id
+    target = [*tokenizer.encode(str(example.label)), end]
     if len(prompt) + len(target) > length:
         raise UserError(
             f"an example has {len(prompt)} prompt and {len(target)} target tokens, more than "

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from mmrl.errors import UserError
+from mmrl.text import Tokenizer
 
 
 class Status(int, enum.Enum):
@@ -45,13 +46,20 @@ class Example:
     tools: list[dict[str, Any]] | None = None
 
 
-def prompt_text(example: Example) -> str:
-    """The prompt as text. Raises UserError for chat messages, which need a chat template."""
+def prompt_tokens(example: Example, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the prompt: text as it is, messages and tools as the tokenizer's chat template says.
+
+    Raises `UserError` for messages that the template refuses or without a template.
+    """
     if isinstance(example.prompt, str):
-        return example.prompt
-    raise UserError(
-        f"the prompt is a list of messages and no chat template is set: {example.prompt}"
-    )
+        return tokenizer.encode(example.prompt)
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "the prompt is a list of messages and the tokenizer has no chat template: set "
+            f"tokenizer.template of a PretrainedTokenizer. The messages: {example.prompt}"
+        )
+    text = tokenizer.chat_template.render(example.prompt, example.tools)
+    return tokenizer.encode(text, special=True)
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """A task so small that a run takes seconds: answer a letter with the same letter."""
 
-from mmrl.data import CharTokenizer, DataConfig
+from mmrl.data import DataConfig
 from mmrl.models import DecoderConfig
 from mmrl.rollout import SamplingConfig
+from mmrl.text import CharTokenizer
 from mmrl.training.checkpoint import CheckpointConfig
 from mmrl.training.config import EvaluationConfig, TrainConfig, WarmStartConfig
 from mmrl.training.optimizer import OptimizerConfig

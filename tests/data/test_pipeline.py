@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrl.config import from_dict, to_dict
-from mmrl.data import CharTokenizer, DataConfig, example_batches, examples, supervised_batches
+from mmrl.data import DataConfig, example_batches, examples, supervised_batches
+from mmrl.text import CharTokenizer
 
 TOKENIZER = CharTokenizer()
 SUMS = DataConfig(datasets={"chain_sum": {"max_terms": 3}}, prompt_suffix="\n")

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmrl.data import Example, Sample, Status
+from mmrl.data import Example, Sample, Status, prompt_tokens
+from mmrl.errors import UserError
+from mmrl.text import CharTokenizer
 
 CODES = {"pending": 0, "completed": 1, "truncated": 2, "aborted": 3, "failed": 4}
 
@@ -29,3 +31,13 @@ def test_samples_share_no_mutable_state_and_examples_are_frozen():
     assert second.tokens == [] and second.metadata == {} and second.status is Status.PENDING
     with pytest.raises(dataclasses.FrozenInstanceError):
         Example("a").prompt = "b"
+
+
+def test_a_text_prompt_is_encoded_as_it_is_and_messages_need_a_template():
+    tokenizer = CharTokenizer("ab")
+    assert prompt_tokens(Example("ab"), tokenizer) == [3, 4]
+    messages = [{"role": "user", "content": "ab"}]
+    with pytest.raises(
+        UserError, match=r"no chat template: set tokenizer.template.*'content': 'ab'"
+    ):
+        prompt_tokens(Example(messages), tokenizer)

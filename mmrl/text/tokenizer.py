@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""Text to token ids and back: what mmrl asks of a tokenizer, and one of single characters."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from mmrl.errors import UserError
+from mmrl.text.chat import ChatTemplate
 
 PRINTABLE_ASCII = "\n" + "".join(map(chr, range(32, 127)))
 
@@ -18,7 +19,9 @@ PRINTABLE_ASCII = "\n" + "".join(map(chr, range(32, 127)))
 class Tokenizer(Protocol):
     """What the rest of mmrl asks of a tokenizer.
 
-    `encode` adds no special ids; `decode` leaves out padding and stop ids and accepts any int.
+    `encode` adds no special ids. With `special` the text of a special token becomes its id, as chat
+    prompts need; without, it is text like any other. `decode` leaves out padding and stop ids and
+    accepts any int. `turn_end_id` ends a turn of the chat template, or is `eos_id` without one.
     """
 
     @property
@@ -28,8 +31,12 @@ class Tokenizer(Protocol):
     @property
     def eos_id(self) -> int: ...
     @property
+    def turn_end_id(self) -> int: ...
+    @property
     def stop_ids(self) -> tuple[int, ...]: ...
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def chat_template(self) -> ChatTemplate | None: ...
+    def encode(self, text: str, *, special: bool = False) -> list[int]: ...
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
@@ -51,6 +58,8 @@ class CharTokenizer:
     eos_id = 1
     unknown_id = 2
     stop_ids = (eos_id,)
+    turn_end_id = eos_id
+    chat_template = None
 
     def __post_init__(self):
         repeated = sorted({c for c in self.alphabet if self.alphabet.count(c) > 1})
@@ -78,8 +87,11 @@ class CharTokenizer:
         longest_first = sorted(self.phrases, key=len, reverse=True)
         return re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the phrases and characters of `text`. Raises `UserError` as `unknown` says."""
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of the phrases and characters of `text`. Raises `UserError` as `unknown` says.
+
+        No text spells the special ids, whatever `special` is.
+        """
         pieces = self._split.findall(text)
         if self.unknown == "replace":
             return [self._ids.get(piece, self.unknown_id) for piece in pieces]
@@ -105,14 +117,3 @@ class CharTokenizer:
         """Writes a JSON file that `load_tokenizer` reads."""
         content = {"type": "char"} | dataclasses.asdict(self)
         Path(path).write_text(json.dumps(content) + "\n")
-
-
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that `save` wrote to `path`. Raises `UserError` naming the file."""
-    try:
-        fields = json.loads(Path(path).read_text())
-        if fields.pop("type") != "char":
-            raise ValueError("its type must be 'char'")
-        return CharTokenizer(**fields | {"phrases": tuple(fields.get("phrases", ()))})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a tokenizer file: {error}") from error

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmrl.data import CharTokenizer, load_tokenizer
+from mmrl.text import CharTokenizer, load_tokenizer
 
 
 @given(st.text(alphabet=string.ascii_letters + string.digits + string.punctuation + " \n"))
