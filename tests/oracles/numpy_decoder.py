@@ -76,6 +76,11 @@ def experts(x, p, config):
         for e in chosen:
             hidden = silu(token @ p["gate"][e]) * (token @ p["up"][e])
             out[t] += probs[e] / probs[chosen].sum() * (hidden @ p["down"][e])
+        if "shared" in p:
+            share = sigmoid(token @ p["shared_coefficient"])
+            shared = p["shared"]
+            hidden = silu(token @ shared["gate"]) * (token @ shared["up"])
+            out[t] = out[t] * (1 - share) + hidden @ shared["down"] * share
     return out
 
 
