@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import jax
 from absl import logging
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 # Logical axis -> mesh axes. An axis that is missing here is a mistake and raises.
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -100,6 +100,16 @@ def shardings(tree, mesh: Mesh):
         return leaf.replace(NamedSharding(mesh, spec(axes, leaf.get_value().shape, mesh)))
 
     return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def placement(tree, mesh: Mesh | None):
+    """As `shardings`; without a mesh every Variable goes to the first device."""
+    if mesh is not None:
+        return shardings(tree, mesh)
+    device = SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: leaf.replace(device), tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )
 
 
 def batch_shardings(tree, mesh: Mesh):

@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from flax import nnx
 
 from mmrl import config as configs
 from mmrl.compilation import enable_compilation_cache
-from mmrl.data import Example, prompt_text
+from mmrl.data import Example, prompt_tokens
 from mmrl.errors import UserError, user_mistakes
 from mmrl.report.html import write_report
 from mmrl.report.metrics import write_rollouts
@@ -142,17 +141,18 @@ def sample(run: Run, batch: list[Example], sampling: SamplingConfig, key: jax.Ar
     """Responses to a batch of examples, which become the rollout's metadata."""
     tokenizer = run.config.tokenizer
     with user_mistakes():
-        tokens = [tokenizer.encode(prompt_text(example)) for example in batch]
+        tokens = [prompt_tokens(example, tokenizer) for example in batch]
         prompts = pad_prompts(tokens, run.config.prompt_length)
     sampling = replace(sampling, stop_ids=sampling.stop_ids or tokenizer.stop_ids)
-    model = nnx.merge(run.graphdef, run.state.params)
-    return generate(model, prompts, sampling, key).replace(metadata=tuple(batch))
+    return generate(run.model(), prompts, sampling, key).replace(metadata=tuple(batch))
 
 
 def update_policy(run: Run, rollout: Rollout) -> dict[str, float]:
     """The optimizer steps of one rollout, each on its share of the prompts."""
     config, state = run.config, run.state
-    shared = dict(graphdef=run.graphdef, temperature=config.sampling.temperature)
+    shared: dict[str, Any] = dict(
+        frozen=state.frozen, graphdef=run.graphdef, temperature=config.sampling.temperature
+    )
     params, opt_state, updates = state.params, state.opt_state, []
     parts = rollout.split(config.updates_per_rollout)
     score = functools.partial(score_logprobs, **shared, micro_batches=config.micro_batches)
@@ -186,6 +186,7 @@ def supervised_step(run: Run, step: int) -> dict[str, Any]:
         run.state.params,
         run.state.opt_state,
         {name: batch[name] for name in ("tokens", "segment_ids", "mask")},
+        frozen=run.state.frozen,
         graphdef=run.graphdef,
         optimizer=run.optimizer,
     )

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmrl.models.cache import Cache, KeyValues, LightningState, read_layer, write_slots
 from mmrl.models.config import DecoderConfig
-from mmrl.models.layers import LayerInit, RMSNorm, project, rotate
+from mmrl.models.layers import LayerInit, RMSNorm, rotate
+from mmrl.models.lora import linear
 from mmrl.sharding import constrain
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.softmax_attention import merge_attention, softmax_attention
@@ -34,18 +36,26 @@ class Context:
 
 
 def layer_slopes(config: DecoderConfig) -> jax.Array:
-    """Decay rates s_h · f_l of every layer, [num_layers, H] in float32.
+    """Decay rates s_h · f_l of every layer, [num_layers, H] in float32, l counted over all layers.
 
-    s_h = 2^(-8h/H), h = 1..H, and f_l = 1 - l/(L-1) + 1e-5 with l counted over all layers
-    (modeling_minimax_m1.py; L = 1 as vLLM does). Where H is no power of two, the ALiBi rule of the
-    reference: the slopes of the power below, then every other slope of twice that power.
+    `lightning_slopes` "m1" (modeling_minimax_m1.py): s_h = 2^(-8h/H), h = 1..H, and
+    f_l = 1 - l/(L-1) + 1e-5 (L = 1 as vLLM does). Where H is no power of two, the ALiBi rule: the
+    slopes of the power below, then every other slope of twice that power.
+    "transformers" (its `minimax`): 2^(-8h/H) for every H, and f_l = 1 - l/(L-1+1e-5) + 1e-5, which
+    for few layers differs: with L = 2 the last layer decays twice as fast.
     """
     heads, depth = config.num_heads, config.num_layers
-    power = 1 << (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8.0 * h / power) for h in range(1, power + 1)]
-    slopes += [2.0 ** (-4.0 * h / power) for h in range(1, 2 * power + 1)][0::2][: heads - power]
-    factors = 1.0 - jnp.arange(depth, dtype=jnp.float32) / max(depth - 1, 1) + 1e-5
-    return factors[:, None] * jnp.asarray(slopes, jnp.float32)
+    if config.lightning_slopes == "transformers":
+        slopes = [2.0 ** (-8.0 * h / heads) for h in range(1, heads + 1)]
+        last = depth - 1 + 1e-5
+    else:
+        power = 1 << (heads.bit_length() - 1)
+        slopes = [2.0 ** (-8.0 * h / power) for h in range(1, power + 1)]
+        doubled = [2.0 ** (-4.0 * h / power) for h in range(1, 2 * power + 1)]
+        slopes += doubled[0::2][: heads - power]
+        last = max(depth - 1, 1)
+    factors = 1.0 - np.arange(depth) / last + 1e-5
+    return jnp.asarray(factors[:, None] * np.asarray(slopes), jnp.float32)
 
 
 class LightningAttention(nnx.Module):
@@ -75,7 +85,7 @@ class LightningAttention(nnx.Module):
 
         `prompt` is not used: a fork repeats the shared prompt's state into `entry`.
         """
-        qkv = jax.nn.silu(project("btm,mhe->bthe", x, self.qkv[...]))
+        qkv = jax.nn.silu(linear(self, "qkv", "btm,mhe->bthe", x))
         q, k, v = jnp.split(constrain(qkv, "batch", None, "heads", None), 3, axis=-1)
         state = None if entry is None else read_layer(entry, index).kv
         out, state = lightning_attention(
@@ -84,8 +94,8 @@ class LightningAttention(nnx.Module):
         if entry is not None:
             entry = LightningState(jax.lax.dynamic_update_index_in_dim(entry.kv, state, index, 0))
         out = self.norm(out.reshape(*x.shape[:2], -1)).reshape(out.shape)
-        gate = jax.nn.sigmoid(project("btm,mhd->bthd", x, self.gate[...]))
-        return project("bthd,hdm->btm", out * gate, self.out[...]), entry
+        gate = jax.nn.sigmoid(linear(self, "gate", "btm,mhd->bthd", x))
+        return linear(self, "out", "bthd,hdm->btm", out * gate), entry
 
 
 class SoftmaxAttention(nnx.Module):
@@ -107,6 +117,8 @@ class SoftmaxAttention(nnx.Module):
             self.q_bias = param((h, d), ("heads", "head_dim"), init=zeros)
             self.k_bias = param((kv, d), ("kv_heads", "head_dim"), init=zeros)
             self.v_bias = param((kv, d), ("kv_heads", "head_dim"), init=zeros)
+        if config.attention_out_bias:
+            self.out_bias = param((m,), ("embed",), init=nnx.initializers.zeros)
         if config.qk_norm != "none":
             q_size, k_size = (h * d, kv * d) if config.qk_norm == "width" else (d, d)
             self.q_norm = RMSNorm(param, q_size, config.norm_eps)
@@ -115,7 +127,7 @@ class SoftmaxAttention(nnx.Module):
 
     def project(self, x: jax.Array, name: str) -> jax.Array:
         """The heads of q, k or v, [B, T, heads, D], with the config's bias and norm."""
-        y = project("btm,mhd->bthd", x, getattr(self, name)[...])
+        y = linear(self, name, "btm,mhd->bthd", x)
         if self.config.attention_bias:
             y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
         if self.config.qk_norm == "width" and name != "v":
@@ -160,4 +172,7 @@ class SoftmaxAttention(nnx.Module):
                 q_positions=positions, kv_positions=cache.prompt.positions,
             ))  # fmt: skip
         out = merge_attention(parts) if len(parts) > 1 else parts[0][0]
-        return project("bthd,hdm->btm", out, self.out[...]), entry
+        y = linear(self, "out", "bthd,hdm->btm", out)
+        if self.config.attention_out_bias:
+            y = y + self.out_bias[...].astype(x.dtype)
+        return y, entry

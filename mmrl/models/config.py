@@ -6,6 +6,54 @@ from dataclasses import dataclass
 from typing import Literal
 
 LayerKind = Literal["lightning", "softmax"]
+LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down", "qkv", "output_gate"]
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation (arXiv 2106.09685): y = W x + alpha / rank · B A x, only A and B trained.
+
+    `targets` are projections: q, k, v and o of attention (o of lightning layers too), their qkv and
+    output_gate, and the gate, up and down of dense MLPs. None is all that the model has; the
+    experts, the router and the head take no adapter.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[LoraTarget, ...] | None = None
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if self.targets is not None and len(set(self.targets)) != max(len(self.targets), 1):
+            raise ValueError(f"targets must name each projection once, got {self.targets}")
+
+    @property
+    def scale(self) -> float:
+        """What the adapter's output is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Rotary frequencies stretched for longer contexts than a model was pretrained on.
+
+    "linear" divides them all by `factor` (arXiv 2306.15595). "llama3" divides those that turn less
+    than `low_freq_factor` times in `original_context` tokens, keeps those that turn more than
+    `high_freq_factor` times, and interpolates between (Llama 3.1).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self):
+        if self.factor <= 0 or not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"rope scaling needs factor > 0 and 0 < low_freq_factor < high_freq_factor: {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -18,6 +66,12 @@ class DecoderConfig:
     `intermediate_size` is the width of the MLP, or of one expert where `num_experts` > 0.
     With `postnorm` the residual is the normed input (MiniMax-M1, `alpha * x + beta * f(x)` with
     x = norm(h)); without, it is h itself and alpha and beta are 1.
+
+    `attention_bias` is on q, k and v, `attention_out_bias` on the output projection.
+    `normalise_top_k` makes the weights of a token's experts sum to 1. `context_length`, the tokens
+    that the model was made for, limits nothing here; it is part of what an export says.
+    `lora` adds adapters to projections; training then changes nothing else.
+    `lightning_slopes` names the decay rates' formula (`mmrl.models.attention.layer_slopes`).
     """
 
     vocab_size: int
@@ -30,12 +84,17 @@ class DecoderConfig:
     layer_pattern: tuple[LayerKind, ...] = ("softmax",)
     rope_theta: float = 10_000.0
     rotary_dim: int | None = None
+    rope_scaling: RopeScaling | None = None
+    context_length: int | None = None
+    lightning_slopes: Literal["m1", "transformers"] = "m1"
     attention_bias: bool = False
+    attention_out_bias: bool = False
     qk_norm: Literal["none", "head", "width"] = "none"
     num_experts: int = 0
     experts_per_token: int = 2
     router: Literal["softmax", "sigmoid"] = "softmax"
     router_bias: bool = False
+    normalise_top_k: bool = True
     load_balance_coefficient: float = 0.0
     shared_expert_size: int = 0
     postnorm: bool = False
@@ -51,6 +110,7 @@ class DecoderConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+    lora: LoraConfig | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "head_dim"):
@@ -73,11 +133,38 @@ class DecoderConfig:
             raise ValueError(
                 f"experts_per_token={self.experts_per_token} must lie in 1..{self.num_experts}"
             )
+        for target in self.lora_targets:
+            if target not in self.projections:
+                raise ValueError(
+                    f"lora: this model has no projection {target!r}"
+                    f"{', and experts take no adapters' if self.num_experts else ''}; "
+                    f"targets may be {', '.join(self.projections)}"
+                )
 
     @property
     def rotary_width(self) -> int:
         """Leading dimensions of each head that rotate."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def projections(self) -> tuple[LoraTarget, ...]:
+        """The projections that an adapter may be added to."""
+        lightning: tuple[LoraTarget, ...] = ("qkv", "output_gate")
+        softmax: tuple[LoraTarget, ...] = ("q", "k", "v")
+        dense: tuple[LoraTarget, ...] = ("gate", "up", "down")
+        return (
+            *(lightning if "lightning" in self.layer_pattern else ()),
+            *(softmax if "softmax" in self.layer_pattern else ()),
+            "o",
+            *(() if self.num_experts else dense),
+        )
+
+    @property
+    def lora_targets(self) -> tuple[LoraTarget, ...]:
+        """The projections that have an adapter: none without `lora`."""
+        if self.lora is None:
+            return ()
+        return self.projections if self.lora.targets is None else self.lora.targets
 
     @property
     def num_groups(self) -> int:

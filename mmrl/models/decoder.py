@@ -11,9 +11,12 @@ from flax import nnx
 from mmrl.models.attention import Context, LightningAttention, SoftmaxAttention, layer_slopes
 from mmrl.models.cache import Cache
 from mmrl.models.config import DecoderConfig
-from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_angles
+from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_angles, rotary_frequencies
+from mmrl.models.lora import add_adapters
 from mmrl.models.mlp import GatedMLP, MixtureOfExperts
 from mmrl.sharding import constrain
+
+Layers = list[list[nnx.State]]  # the weights of each layer of each run
 
 
 class DecoderLayer(nnx.Module):
@@ -71,6 +74,7 @@ class Decoder(nnx.Module):
         self.final_norm = nnx.Param(ones, axes=("norm",))
         if not config.tie_embeddings:
             self.head = nnx.Param(init(rngs.params(), shape, config.param_dtype), axes=axes)
+        add_adapters(self.runs, config, rngs)
         self.config = config
 
     def __call__(
@@ -80,20 +84,43 @@ class Decoder(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
+        layers: Layers | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Reads tokens [B, T] int32; returns logits [B, T, V] in float32 and the cache after them.
 
         `segment_ids` [B, T]: 0 is padding, which no token sees and no state counts; without a cache
         other values are packed sequences; with one, the row continues what the cache holds.
         `positions` [B, T] default to counting each sequence's tokens on from the cache.
+        `layers`: the weights as `unstacked` gives them, in a loop over tokens.
         """
         hidden, cache, _ = self.hidden_states(
-            tokens, positions=positions, segment_ids=segment_ids, cache=cache
+            tokens, positions=positions, segment_ids=segment_ids, cache=cache, layers=layers
         )
         return self.logits(hidden), cache
 
+    def unstacked(self) -> Layers | None:
+        """The weights of each layer as arrays of their own, by run; None where stacks are as good.
+
+        A CPU copies what a scan slices out of a stack before it multiplies. A loop over tokens
+        calls this before its first step, and pays for one copy instead of one a token.
+        """
+        if jax.default_backend() != "cpu":
+            return None
+        states = [nnx.split(run)[1] for run in self.runs]
+        layers = [
+            [jax.tree.map(lambda x, i=i: x[i], state) for i in range(self.config.num_groups * n)]
+            for state, (_, n) in zip(states, self.config.runs, strict=True)
+        ]
+        return jax.lax.optimization_barrier(layers)
+
     def hidden_states(
-        self, tokens, *, positions=None, segment_ids=None, cache: Cache | None = None
+        self,
+        tokens,
+        *,
+        positions=None,
+        segment_ids=None,
+        cache: Cache | None = None,
+        layers: Layers | None = None,
     ):
         """As `__call__`, but returns the final hidden states [B, T, M] and the router statistics.
 
@@ -105,13 +132,16 @@ class Decoder(nnx.Module):
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             positions = _count_positions(segment_ids, cache)
-        angles = rotary_angles(positions, config.rotary_width, config.rope_theta)
+        angles = rotary_angles(positions, rotary_frequencies(config))
         slot = 0 if cache is None else cache.slot
         cache = None if cache is None else cache.advance(positions, segment_ids)
         context = Context(positions, segment_ids, angles, cache, slot)
         entries = (None,) * len(self.runs) if cache is None else cache.layers
         h = self.embedding[...].astype(config.dtype)[tokens]
-        h, entries, statistics = self._scan_layers(h, entries, context)
+        if layers is None:
+            h, entries, statistics = self._scan_layers(h, entries, context)
+        else:
+            h, entries, statistics = self._loop_over(layers, h, entries, context)
         if cache is not None:
             cache = Cache(entries, cache.positions, cache.lengths, cache.slot, cache.prompt)
         h = rms_norm(h, self.final_norm[...], config.norm_eps)
@@ -160,10 +190,32 @@ class Decoder(nnx.Module):
         xs = tuple(zip(stacked, slopes, indices, strict=True))
         h = constrain(h, "batch", None, "hidden")
         (h, entries), statistics = jax.lax.scan(group_step, (h, entries), xs)
-        means = jax.tree.map(
-            lambda *runs: sum(x.sum() for x in runs) / config.num_layers, *statistics
+        return h, entries, self._mean(statistics)
+
+    def _loop_over(self, layers: Layers, h: jax.Array, entries: tuple, context: Context):
+        """As `_scan_layers`, over `unstacked` layers."""
+        cache = context.cache
+        prompts = None if cache is None or cache.prompt is None else cache.prompt.layers
+        graphdefs = [nnx.graphdef(run) for run in self.runs]
+        order = [
+            (run, group * length + i)
+            for group in range(self.config.num_groups)
+            for run, (_, length) in enumerate(self.config.runs)
+            for i in range(length)
+        ]
+        carried, statistics = list(entries), []
+        for (run, index), slopes in zip(order, layer_slopes(self.config), strict=True):
+            layer = nnx.merge(graphdefs[run], layers[run][index])
+            prompt = None if prompts is None else prompts[run]
+            h, carried[run], stats = layer(h, slopes, context, carried[run], prompt, index)
+            statistics.append(stats)
+        return h, tuple(carried), self._mean(statistics)
+
+    def _mean(self, statistics: list):
+        """Router statistics, in parts with any number of layers each, as means over all layers."""
+        return jax.tree.map(
+            lambda *parts: sum(x.sum() for x in parts) / self.config.num_layers, *statistics
         )
-        return h, entries, means
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [..., M] -> logits [..., V], in float32 whatever the compute dtype.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mmrl.models.config import DecoderConfig
@@ -40,27 +41,36 @@ class LayerInit:
 def project(formula: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """`jnp.einsum(formula, x, w)` of activations and weights, the weights cast to x.dtype.
 
+    The axes that are summed over come last in x and first in w. They are summed in that order: an
+    einsum may choose another, for which the weights would be transposed.
+
     Differentiated by hand so that the product for the weights has the saved x as its left operand,
     which a CPU must transpose, and not the incoming gradient: XLA would fuse that transposition
     into the elementwise work before it, at 10 times its cost.
     """
-    return jnp.einsum(formula, x, w.astype(x.dtype))
+    operands, out = formula.split("->")
+    summed = sum(axis not in out for axis in operands.split(",")[1])
+    return jnp.tensordot(x, w.astype(x.dtype), summed)
 
 
 def _project_forward(formula, x, w):
-    return project(formula, x, w), (x, w)
+    # x is kept for the gradient of the weights alone: frozen ones need neither.
+    kept = x.value if w.perturbed else None
+    return project(formula, x.value, w.value), (kept, w.value)
 
 
 def _project_backward(formula, residuals, out_bar):
     x, w = residuals
     inputs, out = formula.split("->")
     of_x, of_w = inputs.split(",")
-    x_bar = jnp.einsum(f"{out},{of_w}->{of_x}", out_bar, w.astype(x.dtype))
+    x_bar = jnp.einsum(f"{out},{of_w}->{of_x}", out_bar, w.astype(out_bar.dtype))
+    if x is None:
+        return x_bar, None
     w_bar = jnp.einsum(f"{of_x},{out}->{of_w}", x, out_bar)
     return x_bar, w_bar.astype(w.dtype)
 
 
-project.defvjp(_project_forward, _project_backward)
+project.defvjp(_project_forward, _project_backward, symbolic_zeros=True)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -85,10 +95,23 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.weight[...], self.eps)
 
 
-def rotary_angles(positions: jax.Array, width: int, theta: float) -> jax.Array:
-    """Angles positions · theta^(-2i/width), [B, T, width/2] float32 (RoFormer, 2104.09864)."""
-    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / max(width, 1))
-    return positions[..., None].astype(jnp.float32) * frequencies
+def rotary_frequencies(config: DecoderConfig) -> np.ndarray:
+    """theta^(-2i/W), i = 0 … W/2-1, stretched by `rope_scaling`; float64 (RoFormer, 2104.09864)."""
+    width, scaling = config.rotary_width, config.rope_scaling
+    frequencies = config.rope_theta ** (-np.arange(0, width, 2) / max(width, 1))
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_context * frequencies / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotary_angles(positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
+    """Angles positions · frequencies, [B, T, W/2] float32."""
+    return positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:

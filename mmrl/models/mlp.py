@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.models.layers import LayerInit, project
+from mmrl.models.layers import LayerInit
+from mmrl.models.lora import linear
 from mmrl.sharding import constrain
 from pallas_kernels.grouped_matmul import grouped_matmul
 
@@ -22,9 +23,9 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, dict]:
         """x [B, T, M] -> [B, T, M]; a dense layer has no statistics."""
-        gate, up = (project("btm,mf->btf", x, w[...]) for w in (self.gate, self.up))
+        gate, up = (linear(self, name, "btm,mf->btf", x) for name in ("gate", "up"))
         hidden = constrain(jax.nn.silu(gate) * up, "batch", None, "mlp")
-        return project("btf,fm->btm", hidden, self.down[...]), {}
+        return linear(self, "down", "btf,fm->btm", hidden), {}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -93,7 +94,9 @@ class MixtureOfExperts(nnx.Module):
         # A product with one-hot rows, whose gradient is no scatter.
         chosen = jax.nn.one_hot(ids, self.config.num_experts)
         weights = jnp.einsum("nke,ne->nk", chosen, probs, precision="highest")
-        return weights / weights.sum(axis=-1, keepdims=True), ids, probs
+        if self.config.normalise_top_k:
+            weights = weights / weights.sum(axis=-1, keepdims=True)
+        return weights, ids, probs
 
     def chosen_experts(self, x, weights, ids, sizes) -> jax.Array:
         """Σ_k weights[n, k] · expert ids[n, k] of x[n], x [N, M] -> [N, M]; 0 where ids is E.

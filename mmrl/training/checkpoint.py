@@ -1,7 +1,8 @@
 """The run state on disk: parameters, optimizer, step, random key and data iterators, by Orbax.
 
 Orbax writes each checkpoint to a temporary folder and renames it when it is whole, so a run killed
-at any moment finds its last complete one.
+at any moment finds its last complete one. A run with LoRA saves its frozen base each
+time, so that a checkpoint is a whole model and needs no other file.
 """
 
 from dataclasses import dataclass

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mmrl.data import CharTokenizer, DataConfig
+from mmrl.data import DataConfig
 from mmrl.models import DecoderConfig
 from mmrl.rl.loss import ObjectiveConfig
 from mmrl.rollout import SamplingConfig
 from mmrl.sharding import MeshConfig
+from mmrl.text import CharTokenizer, PretrainedTokenizer
 from mmrl.training.checkpoint import CheckpointConfig
 from mmrl.training.optimizer import OptimizerConfig
 
@@ -51,6 +52,8 @@ class TrainConfig:
     for each, and makes `updates_per_rollout` optimizer steps on equal parts of them (16 in the
     MiniMax-M1 paper), each accumulated over `micro_batches`.
 
+    With `model.lora` both phases train the adapters alone; the KL's reference is a copy of them.
+
     `reward` is the import path of a function of a `Sample`. `overlong_buffer` adds DAPO's length
     punishment over that many last tokens; 0 is off. `dynamic_sampling_rounds` above 1 draws again,
     so often at most, until `prompts_per_step` groups have rewards that differ (DAPO).
@@ -61,7 +64,7 @@ class TrainConfig:
 
     model: DecoderConfig
     data: DataConfig = DataConfig()
-    tokenizer: CharTokenizer = CharTokenizer()
+    tokenizer: CharTokenizer | PretrainedTokenizer = CharTokenizer()
     sampling: SamplingConfig = SamplingConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -94,6 +97,11 @@ class TrainConfig:
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size} is smaller than the tokenizer's "
                 f"{self.tokenizer.vocab_size}"
+            )
+        if self.data.chat and self.tokenizer.chat_template is None:
+            raise ValueError(
+                "data.chat needs a tokenizer with a chat template: set tokenizer.template of a "
+                "PretrainedTokenizer"
             )
         if self.overlong_buffer > self.sampling.max_new_tokens:
             raise ValueError("overlong_buffer must not exceed sampling.max_new_tokens")

@@ -35,13 +35,15 @@ def flops_per_token(config: DecoderConfig) -> float:
 def step_flops(
     config: DecoderConfig, *, prompt_tokens: int, response_tokens: int, update_passes: float = 1.0
 ) -> float:
-    """FLOPs of an RL step that reads each prompt once a group: rollout (1×) and update (3×).
+    """FLOPs of an RL step that reads each prompt once a group: rollout (1×) and update (3×, with
+    LoRA 2×: there are no products for the gradients of the weights).
 
     Tokens are those really processed, padding not counted; `update_passes` is how often the step
     trains on each token.
     """
     tokens = prompt_tokens + response_tokens
-    return flops_per_token(config) * tokens * (1.0 + 3.0 * update_passes)
+    update = 3.0 if config.lora is None else 2.0
+    return flops_per_token(config) * tokens * (1.0 + update * update_passes)
 
 
 @functools.cache

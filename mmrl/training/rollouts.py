@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mmrl.data import Example, Sample, Status, Tokenizer
+from mmrl.data import Example, Sample, Status
 from mmrl.rewards.runner import Reward, score
 from mmrl.rl.advantages import (
     batch_normalised,
@@ -18,6 +18,7 @@ from mmrl.rl.advantages import (
     overlong_shaping,
 )
 from mmrl.rollout import Rollout
+from mmrl.text import Tokenizer
 from mmrl.training.config import TrainConfig
 
 ADVANTAGES = {

@@ -8,15 +8,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
+from flax import nnx
 
 from mmrl import config as configs
 from mmrl.data import DataConfig, Example, example_batches, examples, supervised_batches
+from mmrl.models import Decoder
 from mmrl.report.metrics import MetricsWriter
 from mmrl.rewards.runner import Reward, resolve
 from mmrl.training import checkpoint
 from mmrl.training.config import TrainConfig
 from mmrl.training.optimizer import OptimizerConfig, make_optimizer
-from mmrl.training.state import RunState, abstract_model, init_optimizer, init_params
+from mmrl.training.state import (
+    RunState,
+    abstract_model,
+    init_optimizer,
+    init_params,
+    split_trained,
+)
 
 PHASES = ("warmstart", "rl")
 
@@ -57,6 +65,10 @@ class Run:
             primary=self.primary,
         )
 
+    def model(self) -> Decoder:
+        """The decoder with the parameters as they stand."""
+        return nnx.merge(self.graphdef, self.state.params, self.state.frozen)
+
     def enter(self, phase: str) -> int:
         """Begins or continues a phase, its start with a fresh optimizer; returns the steps done."""
         self.phase = phase
@@ -82,13 +94,15 @@ class Run:
 
     def _start_or_restore(self) -> None:
         key = jax.random.key(self.config.seed)
-        params = init_params(self.config.model, jax.random.fold_in(key, 0), self.mesh)
+        params, frozen = split_trained(
+            init_params(self.config.model, jax.random.fold_in(key, 0), self.mesh)
+        )
         self.done = self.checkpoints.latest_step() or 0
         phase = "rl" if self.done > self.config.warmstart.steps else "warmstart"
         optimizer = make_optimizer(_optimizer_config(self.config, phase))
         opt_state = init_optimizer(optimizer, params, self.mesh)
         keep = phase == "rl" and self.config.objective.kl_coefficient
-        self.state = RunState(params, opt_state, key, params if keep else None)
+        self.state = RunState(params, frozen, opt_state, key, params if keep else None)
         if self.done:
             self.state, host = checkpoint.restore(self.checkpoints, self.done, self.state)
             for name, state in host["iterators"].items():

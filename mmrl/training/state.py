@@ -14,9 +14,14 @@ from mmrl.sharding import shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RunState:
-    """Parameters, optimizer state, the run's random key, and the KL's reference or None."""
+    """What a run's steps change, and what they start from.
+
+    `params` are trained, `frozen` the other parameters of the model: with LoRA its base, without
+    it none. `key` is the run's random key; `reference` the KL's, in place of `params`, or None.
+    """
 
     params: nnx.State
+    frozen: nnx.State
     opt_state: optax.OptState
     key: jax.Array
     reference: nnx.State | None = None
@@ -35,6 +40,23 @@ def init_params(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.State:
         return nnx.state(Decoder(config, nnx.Rngs(key)))
 
     return jax.jit(init, out_shardings=shardings(shapes, mesh))(key)
+
+
+def init_adapters(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.State:
+    """Fresh adapters for a base that is there already, as `init_params` makes them."""
+    _, shapes = abstract_model(config)
+    places = shardings(nnx.filter_state(shapes, nnx.LoRAParam), mesh)
+
+    def init(key):
+        return nnx.state(Decoder(config, nnx.Rngs(key)), nnx.LoRAParam)
+
+    return jax.jit(init, out_shardings=places)(key)
+
+
+def split_trained(params: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """(trained, frozen) parameters: adapters and their base, or all and none without adapters."""
+    adapters, base = nnx.split_state(params, nnx.LoRAParam, ...)
+    return (adapters, base) if jax.tree.leaves(adapters) else (base, adapters)
 
 
 def init_optimizer(optimizer: optax.GradientTransformation, params: nnx.State, mesh: Mesh):

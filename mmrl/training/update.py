@@ -1,5 +1,7 @@
 """One optimizer step: loss and gradients over micro-batches, then AdamW; parameters are donated.
 
+With LoRA these are the adapters; the base goes in as `frozen` and comes out of no update.
+
 The gradient of a batch cut into micro-batches is the batch's own, because token weights are
 computed for the whole batch before it is cut.
 """
@@ -21,20 +23,27 @@ from mmrl.rollout import Rollout, score
 Metrics = dict[str, jax.Array]
 LossFunction = Callable[[Decoder, Any], tuple[jax.Array, Metrics]]
 STATIC = ("graphdef", "optimizer", "micro_batches")
+NOTHING: nnx.State = nnx.State({})
 
 
 def accumulate_gradients(
-    loss: LossFunction, graphdef: nnx.GraphDef, params: nnx.State, batch: Any, micro_batches: int
+    loss: LossFunction,
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    frozen: nnx.State,
+    batch: Any,
+    micro_batches: int,
 ) -> tuple[nnx.State, Metrics]:
     """Gradients and metrics of `loss(model, batch)`, summed over equal slices of the batch.
 
-    Every array of `batch` has the batch as its leading axis, a multiple of `micro_batches`. The
-    loss of a slice is its share of the batch's loss.
+    The gradients are those of `params`; `frozen` are the model's other parameters. Every array of
+    `batch` has the batch as its leading axis, a multiple of `micro_batches`. The loss of a slice is
+    its share of the batch's loss.
     """
 
     def gradients(slice_):
         def of_params(params):
-            return loss(nnx.merge(graphdef, params), slice_)
+            return loss(nnx.merge(graphdef, params, frozen), slice_)
 
         return jax.grad(of_params, has_aux=True)(params)
 
@@ -71,12 +80,13 @@ def score_logprobs(
     params: nnx.State,
     rollout: Rollout,
     *,
+    frozen: nnx.State = NOTHING,
     graphdef: nnx.GraphDef,
     temperature: float,
     micro_batches: int,
 ) -> jax.Array:
     """Log-probabilities [P, G, T] of a rollout's tokens: a KL's reference, or TIS's old policy."""
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, params, frozen)
     slices = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rollout)
     logprobs = jax.lax.map(lambda slice_: score(model, slice_, temperature)["logprobs"], slices)
     return logprobs.reshape(rollout.mask.shape)
@@ -93,6 +103,7 @@ def policy_update(
     rollout: Rollout,
     scores: dict[str, jax.Array],
     *,
+    frozen: nnx.State = NOTHING,
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     objective: ObjectiveConfig,
@@ -133,7 +144,7 @@ def policy_update(
         return value + balance, metrics | router_metrics
 
     batch = (rollout, weights, scores)
-    grads, metrics = accumulate_gradients(loss, graphdef, params, batch, micro_batches)
+    grads, metrics = accumulate_gradients(loss, graphdef, params, frozen, batch, micro_batches)
     return apply_gradients(optimizer, params, opt_state, grads, metrics)
 
 
@@ -143,6 +154,7 @@ def supervised_update(
     opt_state: optax.OptState,
     batch: dict[str, jax.Array],
     *,
+    frozen: nnx.State = NOTHING,
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
@@ -170,7 +182,7 @@ def supervised_update(
         balance, router_metrics = router_loss(model, statistics, micro_batches)
         return value + balance, metrics | router_metrics
 
-    grads, metrics = accumulate_gradients(loss, graphdef, params, batch, micro_batches)
+    grads, metrics = accumulate_gradients(loss, graphdef, params, frozen, batch, micro_batches)
     return apply_gradients(optimizer, params, opt_state, grads, metrics)
 
 
