@@ -90,7 +90,7 @@ def _generate(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rn
     (rows, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
     batch = rows * group
     cache, last = prefill(model, prompt_tokens, prompt_lengths)
-    cache = cache.fork(group, length)
+    cache, layers = cache.fork(group, length), model.unstacked()
     fold_in = jax.vmap(jax.random.fold_in)
     prompt_keys = jnp.repeat(fold_in(jnp.broadcast_to(rng, rows), seeds), group)
     keys = fold_in(prompt_keys, jnp.tile(jnp.arange(group), rows))
@@ -104,9 +104,8 @@ def _generate(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rn
     def decode(carry):
         step, status, token, cache, outputs = carry
         running = status == Status.PENDING
-        logits, cache = model(
-            token[:, None], segment_ids=running[:, None].astype(jnp.int32), cache=cache
-        )
+        segments = running[:, None].astype(jnp.int32)
+        logits, cache = model(token[:, None], segment_ids=segments, cache=cache, layers=layers)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
         drawn, logprob, support = draw(logits[:, 0], step_keys, sampling)
         token = jnp.where(running, drawn, 0)
