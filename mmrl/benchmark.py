@@ -77,10 +77,11 @@ def decode(
 ) -> jax.Array:
     """Samples `new_tokens` tokens a row after the cache; [B] the last of them."""
     model = nnx.merge(graphdef, params)
+    layers = model.unstacked()
 
     def step(index, carry):
         token, cache = carry
-        logits, cache = model(token[:, None], cache=cache)
+        logits, cache = model(token[:, None], cache=cache, layers=layers)
         drawn = jax.random.categorical(jax.random.fold_in(key, index), logits[:, 0])
         return drawn.astype(jnp.int32), cache
 

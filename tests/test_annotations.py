@@ -18,6 +18,12 @@ class Task:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class File:
+    path: str
+    weight: float = 1.0
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "expected"),
     [
@@ -112,6 +118,21 @@ def test_value_of_its_annotation_is_returned_as_it_is(kind, value):
 def test_value_of_another_type_is_refused(kind, value, message):
     with pytest.raises(UserError, match=message):
         convert(kind, value, "key", plain=False)
+
+
+@pytest.mark.parametrize("kind", [Task | File, File | Task, Task | File | None])
+def test_an_object_becomes_the_dataclass_of_a_union_whose_fields_it_has(kind):
+    for config in (Task("a", 2.0), File("b")):
+        assert convert(kind, config, "key", plain=False) is config
+        assert convert(kind, vars(config), "key", plain=True) == config
+    with pytest.raises(UserError, match=r"^key\.pth does not exist\. Did you mean path\?"):
+        convert(kind, {"path": "b", "pth": "c"}, "key", plain=True)
+    with pytest.raises(UserError, match=r"^key\.name: expected a str, got 3"):
+        convert(kind, {"name": 3}, "key", plain=True)
+    with pytest.raises(UserError, match=r"^key\.path: expected a str, got 3"):
+        convert(kind, File(3), "key", plain=False)
+    with pytest.raises(UserError, match=r"^key: expected a (Task or a File|File or a Task)"):
+        convert(kind, {"name": "a"}, "key", plain=False)
 
 
 def test_json_forms_become_the_configs_own():

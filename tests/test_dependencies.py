@@ -12,6 +12,16 @@ FORBIDDEN = {
     "mmrl/rl": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.data"],
     "mmrl/models": ["mmrl.rollout", "mmrl.training", "mmrl.rl", "mmrl.data", "mmrl.report"],
     "mmrl/data": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.rl", "mmrl.report"],
+    "mmrl/text": [
+        "mmrl.models",
+        "mmrl.rollout",
+        "mmrl.training",
+        "mmrl.rl",
+        "mmrl.report",
+        "mmrl.data",
+        "mmrl.rewards",
+        "jax",
+    ],
     "mmrl/rollout": ["mmrl.training", "mmrl.report", "mmrl.rewards"],
     "mmrl/report": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.rl"],
 }

@@ -1,0 +1,47 @@
+"""A run directory of the copy task, and how its files are given to the binaries."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from mmrl import config as configs
+from mmrl.train import train
+
+TESTS = Path(__file__).parent
+
+
+def make_run(directory: Path, **changes) -> Path:
+    """Trains for one step in `directory / "run"`, with its data beside it in `data.jsonl`."""
+    data = directory / "data.jsonl"
+    rows = [{"prompt": f"{letter}>", "label": letter} for letter in "abcd"] * 4
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = configs.load(TESTS / "configs" / "copy_letter.py")
+    config = replace(
+        config,
+        steps=1,
+        warmstart=replace(config.warmstart, steps=0),
+        data=replace(config.data, source=str(data)),
+        evaluation=replace(
+            config.evaluation, prompts=8, data=replace(config.evaluation.data, source=str(data))
+        ),
+        **changes,
+    )
+    assert train(config, directory / "run")
+    return directory / "run"
+
+
+def run_module(name: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
+    """`python -m NAME ARGUMENTS` on one device."""
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, "-m", name, *arguments],
+        cwd=TESTS.parent,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
