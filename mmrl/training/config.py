@@ -52,6 +52,9 @@ class TrainConfig:
     for each, and makes `updates_per_rollout` optimizer steps on equal parts of them (16 in the
     MiniMax-M1 paper), each accumulated over `micro_batches`.
 
+    `initial` is a Hugging Face directory, a GGUF file or a run directory to start from, `model` its
+    config; without it parameters are random.
+
     With `model.lora` both phases train the adapters alone; the KL's reference is a copy of them.
 
     `reward` is the import path of a function of a `Sample`. `overlong_buffer` adds DAPO's length
@@ -63,6 +66,7 @@ class TrainConfig:
     """
 
     model: DecoderConfig
+    initial: str | None = None
     data: DataConfig = DataConfig()
     tokenizer: CharTokenizer | PretrainedTokenizer = CharTokenizer()
     sampling: SamplingConfig = SamplingConfig()

@@ -23,6 +23,7 @@ from mmrl.training.state import (
     abstract_model,
     init_optimizer,
     init_params,
+    load_initial,
     split_trained,
 )
 
@@ -94,10 +95,13 @@ class Run:
 
     def _start_or_restore(self) -> None:
         key = jax.random.key(self.config.seed)
-        params, frozen = split_trained(
-            init_params(self.config.model, jax.random.fold_in(key, 0), self.mesh)
-        )
+        start, model = jax.random.fold_in(key, 0), self.config.model
         self.done = self.checkpoints.latest_step() or 0
+        if self.config.initial is None or self.done:
+            params, frozen = split_trained(init_params(model, start, self.mesh))
+        else:
+            loaded = load_initial(self.config.initial, model, start, self.mesh)
+            params, frozen = split_trained(loaded)
         phase = "rl" if self.done > self.config.warmstart.steps else "warmstart"
         optimizer = make_optimizer(_optimizer_config(self.config, phase))
         opt_state = init_optimizer(optimizer, params, self.mesh)

@@ -1,5 +1,6 @@
 """The arrays of a run: created sharded, carried through the loop, saved and restored."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -7,7 +8,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmrl.models import Decoder, DecoderConfig
+from mmrl.errors import UserError
+from mmrl.models import Decoder, DecoderConfig, load
 from mmrl.sharding import shardings
 
 
@@ -40,6 +42,27 @@ def init_params(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.State:
         return nnx.state(Decoder(config, nnx.Rngs(key)))
 
     return jax.jit(init, out_shardings=shardings(shapes, mesh))(key)
+
+
+def load_initial(path: str, config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.State:
+    """The parameters of the model at `path`, with fresh adapters where the config has LoRA.
+
+    Raises `UserError` where the model has another shape than the config.
+    """
+    loaded, _ = load(path, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype)
+    found = dataclasses.replace(loaded.config, remat=config.remat)
+    expected = dataclasses.replace(config, lora=None)
+    for field in dataclasses.fields(DecoderConfig):
+        is_, should = getattr(found, field.name), getattr(expected, field.name)
+        if is_ != should:
+            raise UserError(
+                f"initial={path} has {field.name}={is_!r} and config.model {should!r}: take the "
+                "model's config from mmrl.models.config_of"
+            )
+    params = nnx.state(loaded)
+    if config.lora is None:
+        return params
+    return nnx.merge_state(params, init_adapters(config, key, mesh))
 
 
 def init_adapters(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.State:

@@ -1,8 +1,9 @@
 """llama.cpp's architectures in GGUF files: metadata as a decoder's config, and their weight names.
 
-The metadata become the fields of a config.json, so that `architectures` alone knows the models.
+The metadata become the fields of a config.json, so that `hf_config` alone knows the models.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from mmrl.errors import UserError, nearest
-from mmrl.models.config import DecoderConfig
-from mmrl.models.pretrained.architectures import config_from_hf
+from mmrl.models.config import DecoderConfig, RopeScaling
+from mmrl.models.layers import rotary_frequencies
+from mmrl.models.pretrained.hf_config import config_from_hf
 from mmrl.models.pretrained.layout import Layout
 from mmrl.models.pretrained.names import Spelling
 from mmrl.models.pretrained.tensors import LazyTensor
 
+FACTORS = "rope_freqs.weight"
 ARCHITECTURES = ("llama", "qwen2")
 # A metadata key after the architecture's name, and the field of config.json.
 FIELDS = {
@@ -83,11 +86,6 @@ def config_from_gguf(
         )
     if metadata.get(f"{name}.expert_count"):
         raise UserError(f"{where}: experts are not supported in GGUF: take the safetensors")
-    if "rope_freqs.weight" in tensors:
-        raise UserError(
-            f"{where}: tensor rope_freqs.weight: scaled rotary frequencies are not supported in "
-            "GGUF: take the safetensors, whose config.json names the scaling"
-        )
     found = {
         theirs: metadata[f"{name}.{key}"]
         for key, theirs in FIELDS.items()
@@ -106,4 +104,26 @@ def config_from_gguf(
     found["use_sliding_window"] = "sliding_window" in found
     found["tie_word_embeddings"] = NAMES["head"] not in tensors
     found["attention_bias"] = NAMES["softmax.q_bias"].format(i=0) in tensors
-    return config_from_hf(found, where)
+    config = config_from_hf(found, where)
+    if FACTORS not in tensors:
+        return config
+    return dataclasses.replace(config, rope_scaling=_llama3(config, tensors[FACTORS]))
+
+
+def _llama3(config: DecoderConfig, tensor: LazyTensor) -> RopeScaling:
+    """The scaling whose divisors of the rotary frequencies the file has as a tensor.
+
+    It is read as that of all Llama 3 releases, which differ in `factor` only, or refused.
+    """
+    factors = tensor[...].astype(np.float64)
+    scaling = RopeScaling("llama3", float(factors.max()))
+    plain = dataclasses.replace(config, rope_scaling=None)
+    expected = rotary_frequencies(plain) / rotary_frequencies(
+        dataclasses.replace(config, rope_scaling=scaling)
+    )
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5):
+        raise UserError(
+            f"{tensor.file}: tensor {tensor.name}: expected the rotary scaling of Llama 3.1, found "
+            f"divisors {factors}: take the safetensors, whose config.json names the scaling"
+        )
+    return scaling

@@ -7,6 +7,7 @@ the host has one shard of one parameter in memory at a time, with the part of on
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from mmrl.errors import UserError, nearest
 from mmrl.models.config import DecoderConfig
 from mmrl.models.decoder import Decoder
 from mmrl.models.pretrained import fp8
-from mmrl.models.pretrained.architectures import config_from_hf
+from mmrl.models.pretrained.hf_config import config_from_hf
 from mmrl.models.pretrained.gguf import open_gguf
-from mmrl.models.pretrained.gguf_models import config_from_gguf, gguf_table
+from mmrl.models.pretrained.gguf_models import FACTORS, config_from_gguf, gguf_table
 from mmrl.models.pretrained.matching import Stored, StoredDtype, match, stored_dtype
 from mmrl.models.pretrained.names import IGNORED, TABLE, parameters
 from mmrl.models.pretrained.orbax import is_run, load_run
@@ -84,6 +85,11 @@ def load(
     return load_params(config, checkpoint.stored, mesh), checkpoint.tokenizer()
 
 
+def config_of(path: str | Path) -> DecoderConfig:
+    """The config of the Hugging Face directory or GGUF file at `path`; reads no weights."""
+    return open_checkpoint(Path(path)).config
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a Hugging Face directory or a GGUF file and checks all but the weights' values."""
     fields: dict[str, Any] = {}
@@ -91,7 +97,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         file = open_gguf(path)
         config = config_from_gguf(file.metadata, file.tensors, path)
         table = gguf_table(file.metadata["general.architecture"], TABLE)
-        stored = match(parameters(config), file.tensors, table, path)
+        stored = match(parameters(config), file.tensors, table, path, [re.escape(FACTORS)])
         has_tokenizer = "tokenizer.ggml.tokens" in file.metadata
     else:
         fields = _config_json(path)

@@ -24,7 +24,7 @@ from mmrl.errors import UserError
 from mmrl.models.attention import layer_slopes
 from mmrl.models.config import DecoderConfig
 from mmrl.models.lora import merge_adapters
-from mmrl.models.pretrained.architectures import config_to_hf
+from mmrl.models.pretrained.hf_config import config_to_hf
 from mmrl.models.pretrained.matching import StoredDtype
 from mmrl.models.pretrained.names import FLOAT32, LAYER, Parameter, parameters, written_spelling
 from mmrl.models.pretrained.safetensors import write_safetensors
@@ -89,7 +89,10 @@ def export(
     """`save_hf` with parameters from `read`; `fields` go into config.json as well."""
     dtype = dtype or config.param_dtype
     found = config_to_hf(config)
-    pieces = [*_pieces(config, found["model_type"], read, dtype), *_buffers(config, found)]
+    pieces = list(_pieces(config, found["model_type"], read, dtype))
+    if found["model_type"] == "minimax":
+        found["block_size"] = BLOCK_SIZE
+        pieces += _buffers(config)
     pieces.sort(key=lambda piece: piece.layer)
     values = (piece.value() for piece in pieces)
     if jax.process_index() != 0:
@@ -144,14 +147,11 @@ def _cast(value: np.ndarray, spec: TensorSpec) -> np.ndarray:
     return cast
 
 
-def _buffers(config: DecoderConfig, fields: dict[str, Any]) -> Iterator[_Piece]:
+def _buffers(config: DecoderConfig) -> Iterator[_Piece]:
     """The decay tables that transformers' `minimax` has as persistent buffers in its checkpoints.
 
     Without them it would compute the same values, and report missing keys.
     """
-    if fields["model_type"] != "minimax":
-        return
-    fields["block_size"] = BLOCK_SIZE
     rates = np.asarray(layer_slopes(config), np.float32)
     for layer, kind in enumerate(config.layer_pattern * config.num_groups):
         if kind == "softmax":

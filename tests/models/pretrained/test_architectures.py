@@ -10,7 +10,7 @@ from oracles.small_models import HYBRID
 from mmrl.errors import UserError
 from mmrl.models import DecoderConfig, minimax_m1
 from mmrl.models.config import RopeScaling
-from mmrl.models.pretrained.architectures import canonical, config_from_hf, config_to_hf
+from mmrl.models.pretrained.hf_config import canonical, config_from_hf, config_to_hf
 
 WHERE = Path("somewhere/config.json")
 LLAMA = {
@@ -143,6 +143,18 @@ def test_the_pattern_is_the_smallest_period_of_the_layers(kinds, pattern):
 def test_the_shared_expert_is_an_int_or_a_list():
     sizes = [read(SMALL_M1, shared_intermediate_size=s) for s in (16, [16], [16] * 6)]
     assert {config.shared_expert_size for config in sizes} == {16}
+
+
+def test_transformers_minimax_rotates_whole_heads_unless_its_config_says_otherwise():
+    """transformers itself ignores `rotary_dim` there; the released weights were trained with it."""
+    native = {k: v for k, v in SMALL_M1.items() if k not in ("attn_type_list", "rotary_dim")}
+    native |= {"model_type": "minimax"}
+    whole = read(native)
+    assert whole.rotary_width == whole.head_dim and whole.lightning_slopes == "transformers"
+    assert whole.layer_pattern == ("softmax", "lightning")  # its default, full attention first
+    assert read(native, rotary_dim=4).rotary_width == 4
+    half = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}
+    assert read(native, rope_parameters=half).rotary_width == 4
 
 
 def test_absent_fields_mean_what_the_architecture_says():

