@@ -118,7 +118,7 @@ def time_transformers(
     config = modeling_minimax.MiniMaxConfig(
         hidden_size=heads * dim, num_attention_heads=heads, head_dim=dim, num_hidden_layers=2
     )
-    layer = config.layer_types.index("linear_attention")
+    layer = list(config.layer_types or ()).index("linear_attention")
     module = modeling_minimax.MiniMaxLightningAttention(config, layer)
     for part in ("act_fn", "norm", "qkv_proj", "out_proj"):
         setattr(module, part, Identity())

@@ -78,5 +78,5 @@ def test_the_torch_baseline_is_lightning_attention(by_hand):
     function = torch_baselines.ByHand.apply if by_hand else torch_baselines.chunked
     actual = function(*inputs, torch.tensor(slopes), 16)
     gradients = torch.autograd.grad(actual, inputs, arrays[3])
-    for result, value in zip((actual, *gradients), (out, *expected), strict=True):
+    for result, value in zip((actual, *gradients), (out, *expected[:3]), strict=True):
         assert relative_error(result.detach().transpose(1, 2).numpy(), value) <= 1e-5

@@ -22,9 +22,9 @@ from mmrl.errors import UserError, nearest
 from mmrl.models.config import DecoderConfig
 from mmrl.models.decoder import Decoder
 from mmrl.models.pretrained import fp8
-from mmrl.models.pretrained.hf_config import config_from_hf
 from mmrl.models.pretrained.gguf import open_gguf
 from mmrl.models.pretrained.gguf_models import FACTORS, config_from_gguf, gguf_table
+from mmrl.models.pretrained.hf_config import config_from_hf
 from mmrl.models.pretrained.matching import Stored, StoredDtype, match, stored_dtype
 from mmrl.models.pretrained.names import IGNORED, TABLE, parameters
 from mmrl.models.pretrained.orbax import is_run, load_run
