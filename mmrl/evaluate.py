@@ -117,6 +117,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: write --task={argv[1]}")
     ks = ks_from_flags()
     baseline = read_rows(Path(_BASELINE.value)) if _BASELINE.value else []
+    generation.only_warnings()
     enable_compilation_cache()
     mesh = generation.mesh_from(jax.devices())
     with jax.set_mesh(mesh):

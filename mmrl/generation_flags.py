@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from mmrl.errors import user_mistakes
 from mmrl.rollout import SamplingConfig
@@ -28,7 +28,9 @@ _SETTINGS: dict[str, flags.FlagHolder[Any]] = {
 
 def sampling_from(base: SamplingConfig) -> SamplingConfig:
     """`base` with what the flags say otherwise."""
-    changes: dict[str, Any] = {name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None}
+    changes: dict[str, Any] = {
+        name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None
+    }
     with user_mistakes():
         return dataclasses.replace(base, **changes)
 
@@ -37,3 +39,9 @@ def mesh_from(devices: list[jax.Device]) -> jax.sharding.Mesh:
     """A mesh of these devices, of which --tensor_parallel share a model."""
     with user_mistakes():
         return make_mesh(MeshConfig(tensor=TENSOR_PARALLEL.value), devices)
+
+
+def only_warnings() -> None:
+    """Keeps what libraries log out of the terminal, unless --verbosity asks for it."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)

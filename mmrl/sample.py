@@ -62,7 +62,7 @@ class Chat:
         self._text, self._turns = "", 0
         self._tokens: list[int] = []
 
-    def answer(self, prompt: str) -> Generator[str]:
+    def answer(self, prompt: str) -> Generator[str, None, None]:
         """Yields the text of the answer as it comes. Closing the iterator ends the answer there.
 
         `conversation.ending` says how it ended. Raises UserError where the prompt does not fit.
@@ -75,7 +75,7 @@ class Chat:
             messages, text, tokens, self.conversation.respond(tokens, self.mode.sampling, key)
         )
 
-    def _stream(self, messages, text, tokens, drawn: Iterator[int]) -> Generator[str]:
+    def _stream(self, messages, text, tokens, drawn: Iterator[int]) -> Generator[str, None, None]:
         response: list[int] = []
         decoder = StreamDecoder(self._tokenizer)
         try:
@@ -165,6 +165,7 @@ def main(argv: list[str]) -> None:
     mode, path = MODES[_MODE.value], Path(generation.CHECKPOINT.value)
     sampling = generation.sampling_from(mode.sampling)
     mode = dataclasses.replace(mode, sampling=sampling, context=_CONTEXT.value or mode.context)
+    generation.only_warnings()
     enable_compilation_cache()
     mesh = generation.mesh_from(jax.devices()[: generation.TENSOR_PARALLEL.value])
     with jax.set_mesh(mesh):

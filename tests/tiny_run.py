@@ -45,3 +45,17 @@ def run_module(name: str, *arguments: str, stdin: str = "") -> subprocess.Comple
         text=True,
         timeout=300,
     )
+
+
+def start_module(name: str, *arguments: str) -> subprocess.Popen:
+    """As `run_module`, but running, with its streams open."""
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", name, *arguments],
+        cwd=TESTS.parent,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

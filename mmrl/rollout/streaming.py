@@ -4,13 +4,15 @@
     Conversation:  the same two calls of the decoder and the same `draw`, with the loop on the host
 
 A token reaches the host when it is drawn. A turn reads only what the cache does not hold yet, in
-pieces whose widths are powers of two: one small program for each width, and one for decoding.
+pieces whose widths are powers of two: one small program for each width, and one for decoding, which
+is compiled in the background while the first prompt is read.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,16 @@ from flax import nnx
 
 from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder, DecoderConfig
+from mmrl.models.decoder import Layers
 from mmrl.rollout.sampling import SamplingConfig, draw
 
 SMALLEST_PIECE, LARGEST_PIECE = 16, 512
 
 Ending = Literal["stop", "length", "context"]
+Program = Callable[..., Any]
+
+_COMPILER = ThreadPoolExecutor(1, "compile")
+_PROGRAMS: dict[tuple, Future[Program]] = {}  # by graph, context and settings, of one device
 
 
 class Conversation:
@@ -40,7 +47,6 @@ class Conversation:
         self.ending: Ending | None = None
         self._config = model.config
         self._graphdef, self._params = nnx.split(model)
-        self._layers = _unstack(self._graphdef, self._params)
         self.reset()
 
     def reset(self) -> None:
@@ -71,19 +77,17 @@ class Conversation:
     def _respond(
         self, tokens: list[int], sampling: SamplingConfig, rng: jax.Array
     ) -> Iterator[int]:
-        self._read(tokens[:-1])
         key = jax.random.fold_in(jax.random.fold_in(rng, 0), 0)
-        # What the compiled step does not look at is left out of its signature.
-        settings = dataclasses.replace(sampling, group_size=1, max_new_tokens=1, stop_ids=())
-        token = tokens[-1]
+        decode = self._decode_program(key, sampling)
+        self._read(tokens[:-1])
+        layers, token = self._layers, tokens[-1]
         for step in range(sampling.max_new_tokens):
             if len(self.tokens) == self.context:
                 self.ending = "context"
                 return
-            drawn, self._cache = _decode(
-                self._graphdef, self._params, self._layers, self._cache,
-                np.int32(token), key, np.int32(step), settings,
-            )  # fmt: skip
+            drawn, self._cache = decode.result()(
+                self._params, layers, self._cache, np.int32(token), key, np.int32(step)
+            )
             self.tokens.append(token)
             token = int(drawn)
             if token in sampling.stop_ids:
@@ -93,6 +97,38 @@ class Conversation:
             yield token
             if self.ending:
                 return
+
+    def _decode_program(self, key: jax.Array, sampling: SamplingConfig) -> "Future[Program]":
+        """`_decode` as a function of its arrays; a thread compiles it the first time."""
+        # What the step does not look at is left out of what it is compiled for.
+        settings = dataclasses.replace(sampling, group_size=1, max_new_tokens=1, stop_ids=())
+        signature = (self._graphdef, self.context, settings)
+        if jax.sharding.get_abstract_mesh().size > 1:
+            # How the arrays will be sharded is known when they are there.
+            program: Future[Program] = Future()
+            program.set_result(functools.partial(_decode, self._graphdef, settings=settings))
+            return program
+        if signature not in _PROGRAMS:
+            arrays = (self._params, self._layer_shapes, self._cache)
+            number = np.int32(0)
+            lowered = _decode.lower(self._graphdef, *arrays, number, key, number, settings=settings)
+            _PROGRAMS[signature] = _COMPILER.submit(lowered.compile)
+        return _PROGRAMS[signature]
+
+    @functools.cached_property
+    def _layer_shapes(self) -> Layers | None:
+        return jax.eval_shape(nnx.merge(self._graphdef, self._params).unstacked)
+
+    @functools.cached_property
+    def _layers(self) -> Layers | None:
+        """As `Decoder.unstacked`, by a program that is compiled once for all layers of a run."""
+        if self._layer_shapes is None:
+            return None
+        states = [nnx.split(run)[1] for run in nnx.merge(self._graphdef, self._params).runs]
+        return [
+            [_layer(state, np.int32(i)) for i in range(len(shapes))]
+            for state, shapes in zip(states, self._layer_shapes, strict=True)
+        ]
 
     def _read(self, tokens: list[int]) -> None:
         """Brings the cache to exactly `tokens`."""
@@ -126,9 +162,10 @@ def _empty_cache(config: DecoderConfig, slots: int) -> Cache:
     return Cache.create(config, 1, slots)
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _unstack(graphdef, params):
-    return nnx.merge(graphdef, params).unstacked()
+@jax.jit
+def _layer(state: nnx.State, index: jax.Array) -> nnx.State:
+    """Layer `index` of the stacked weights of a run."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), state)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
@@ -142,7 +179,7 @@ def _prefill(graphdef, params, cache: Cache, tokens: jax.Array, length: jax.Arra
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "settings"), donate_argnames="cache")
-def _decode(graphdef, params, layers, cache: Cache, token, key, step, settings: SamplingConfig):
+def _decode(graphdef, params, layers, cache: Cache, token, key, step, *, settings: SamplingConfig):
     """Reads one token and draws the next: (token [], cache)."""
     model = nnx.merge(graphdef, params)
     logits, cache = model(token[None, None], cache=cache, layers=layers)

@@ -14,6 +14,7 @@ from oracles.small_models import HYBRID
 from mmrl.models import Decoder
 from mmrl.rollout import SamplingConfig, generate, streaming
 from mmrl.rollout.streaming import Conversation, piece_width
+from mmrl.sharding import MeshConfig, make_mesh, shardings
 
 CONFIG = dataclasses.replace(
     HYBRID, vocab_size=29, num_layers=2, layer_pattern=("lightning", "softmax"), num_experts=0
@@ -121,6 +122,19 @@ def test_a_response_ends_where_the_context_is_full(context, model):
     assert conversation.ending == "context" and len(conversation.tokens) == context
 
 
+def test_a_model_on_two_devices_gives_the_same_tokens(model):
+    mesh = make_mesh(MeshConfig(data=1, tensor=2), jax.devices()[:2])
+    graphdef, params = nnx.split(model)
+    with jax.set_mesh(mesh):
+        sharded = nnx.merge(graphdef, jax.device_put(params, shardings(params, mesh)))
+        conversation = Conversation(sharded, CONTEXT)
+        first = list(conversation.respond(PROMPTS[2], GREEDY, KEY))
+        tokens = [*PROMPTS[2], *first, 5]
+        second = list(conversation.respond(tokens, GREEDY, KEY))
+    assert first == greedy_without_cache(model, PROMPTS[2], 12)
+    assert second == greedy_without_cache(model, tokens, 12)
+
+
 def test_what_leaves_no_room_is_refused_with_both_numbers(model):
     conversation = Conversation(model, context=16)
     with pytest.raises(ValueError, match="has 17 tokens and the context holds 16"):
@@ -144,7 +158,7 @@ def test_one_decoding_program_serves_all_turns_and_writes_in_place(model):
     before = conversation._cache
     first = PROMPTS[1] + list(conversation.respond(PROMPTS[1], GREEDY, KEY))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-    programs = streaming._decode._cache_size()
+    programs = len(streaming._PROGRAMS)
     longer = dataclasses.replace(GREEDY, max_new_tokens=20, stop_ids=(1,), group_size=8)
     list(conversation.respond([*first, 4, 5], longer, jax.random.key(9)))
-    assert streaming._decode._cache_size() == programs
+    assert len(streaming._PROGRAMS) == programs
