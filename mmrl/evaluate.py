@@ -50,7 +50,6 @@ _LABEL_KEY = flags.DEFINE_string("label_key", "label", "Field of the label; '' f
 _METADATA_KEY = flags.DEFINE_string("metadata_key", "metadata", "Field of the metadata.")
 _TOOL_KEY = flags.DEFINE_string("tool_key", "tools", "Field of the tool descriptions.")
 _PROMPT_SUFFIX = flags.DEFINE_string("prompt_suffix", "", "Appended to prompts that are text.")
-_RAW = flags.DEFINE_boolean("raw", False, "Prompts as they are, without the chat template.")
 _OUTPUT = flags.DEFINE_string("output", None, "Writes every response and its score, JSON lines.")
 _BASELINE = flags.DEFINE_string("baseline", None, "Earlier --output, to give the gain over.")
 _JSON = flags.DEFINE_boolean("json", False, "Prints one JSON object in place of the table.")
@@ -59,7 +58,7 @@ flags.adopt_module_key_flags(generation)
 
 def request_from_flags(tokenizer: Tokenizer) -> Request:
     """The request; prompts become chat messages where the tokenizer has a chat template."""
-    chat = tokenizer.chat_template is not None and not _RAW.value
+    chat = tokenizer.chat_template is not None and not generation.RAW.value
     if generation.SYSTEM.value is not None and not chat:
         raise UserError("--system needs a chat template: the model has none, or --raw is given")
     data = DataConfig(

@@ -14,6 +14,7 @@ CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run directory, a Hugging Face directory or a GGUF file.", required=True
 )
 SYSTEM = flags.DEFINE_string("system", None, "A system message before the conversation.")
+RAW = flags.DEFINE_boolean("raw", False, "Prompts as they are, without the chat template.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of what is sampled.", lower_bound=0)
 TENSOR_PARALLEL = flags.DEFINE_integer(
     "tensor_parallel", 1, "Devices that share the heads of each layer.", lower_bound=1

@@ -32,9 +32,6 @@ _MODE = flags.DEFINE_enum(
     "mode", "lightning", sorted(MODES), "lightning: short answers; pro: thinking and long ones."
 )
 _CONTEXT = flags.DEFINE_integer("context", None, "Tokens that the conversation may have.")
-_RAW = flags.DEFINE_boolean(
-    "raw", False, "Continue the text as it is, without the chat template; special tokens count."
-)
 flags.adopt_module_key_flags(generation)
 
 
@@ -172,7 +169,7 @@ def main(argv: list[str]) -> None:
         model, tokenizer = load(path, mesh=mesh)
         if tokenizer is None:
             raise UserError(f"{path} has no tokenizer: expected its tokenizer.json")
-        if tokenizer.chat_template is None and not _RAW.value:
+        if tokenizer.chat_template is None and not generation.RAW.value:
             print("[no chat template: the model continues the prompt as it is]", file=sys.stderr)
         sampling = dataclasses.replace(sampling, stop_ids=tokenizer.stop_ids)
         chat = Chat(
@@ -180,7 +177,7 @@ def main(argv: list[str]) -> None:
             tokenizer,
             dataclasses.replace(mode, sampling=sampling),
             system=generation.SYSTEM.value,
-            raw=_RAW.value,
+            raw=generation.RAW.value,
             seed=generation.SEED.value,
         )
         if _PROMPT.value is None:
