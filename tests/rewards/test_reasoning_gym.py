@@ -1,6 +1,7 @@
 import pytest
 
 from mmrl.data import DataConfig, Sample, examples
+from mmrl.data.records import Status
 from mmrl.rewards import resolve
 
 
@@ -12,6 +13,7 @@ def sample(name, response, **settings):
 
 reward = resolve("mmrl.rewards.reasoning_gym:score")
 solved_only = resolve("mmrl.rewards.reasoning_gym:solved")
+final_word = resolve("mmrl.rewards.reasoning_gym:final_word")
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "spell_backward", "gcd", "simple_equations"])
@@ -41,3 +43,22 @@ def test_solved_gives_no_partial_credit():
 
 def test_chain_sum_accepts_equal_numbers_written_otherwise():
     assert reward(sample("chain_sum", lambda example: f"{example.label}.00"))["solved"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sentence", "status", "reward"),
+    [
+        ("{}", Status.COMPLETED, 1.0),
+        ("3 * 4 = {}", Status.COMPLETED, 1.0),
+        ("The answer is **{}**.\n", Status.COMPLETED, 1.0),
+        ("{} is the answer.", Status.COMPLETED, 0.0),
+        ("It is -{}", Status.COMPLETED, 0.0),
+        ("", Status.COMPLETED, 0.0),
+        ("...", Status.COMPLETED, 0.0),
+        ("The answer is {}", Status.TRUNCATED, 0.0),
+    ],
+)
+def test_final_word_judges_the_end_of_a_finished_response(sentence, status, reward):
+    judged = sample("products", lambda example: sentence.format(example.label))
+    judged.status = status
+    assert final_word(judged) == {"reward": reward, "solved": reward}
