@@ -39,9 +39,31 @@ def create_dataset(name: str, settings: Mapping[str, Any]) -> Any:
             hint = nearest(key, valid | {"weight"})
             raise UserError(f"dataset {name} has no setting {key!r}.{hint}")
     try:
-        return factory.create_dataset(name, **settings)
+        return _with_ordered_sets(factory.create_dataset(name, **settings))
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"dataset {name} refuses {dict(settings)}: {error}") from error
+
+
+class _OrderedSet(set):
+    """A set whose order does not depend on the process's hash seed."""
+
+    def __iter__(self):
+        return iter(sorted(super().__iter__()))
+
+    def __sub__(self, other):
+        return _OrderedSet(super().__sub__(other))
+
+
+def _with_ordered_sets(dataset: Any) -> Any:
+    """The dataset, with sets of strings that it draws from in a fixed order.
+
+    isomorphic_strings and ransom_note draw from `list(set)`, so that entry i would be another in
+    each process, and a continued run not the same run.
+    """
+    for name, value in vars(dataset).items():
+        if type(value) is set and all(isinstance(element, str) for element in value):
+            setattr(dataset, name, _OrderedSet(value))
+    return dataset
 
 
 class ReasoningGymSource:

@@ -1,5 +1,9 @@
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +40,28 @@ def test_an_example_depends_on_the_seed_and_its_index_alone():
     backwards = [source[index] for index in reversed(range(50))]
     assert backwards[::-1] == [ReasoningGymSource(SUMS, seed=3, size=99)[i] for i in range(50)]
     assert questions(source) != questions(ReasoningGymSource(SUMS, seed=4, size=50))
+
+
+@pytest.mark.parametrize("name", ["isomorphic_strings", "ransom_note", "chain_sum"])
+def test_an_example_is_the_same_in_every_process(name):
+    """Two processes hash strings differently, and so order sets differently."""
+    program = (
+        "from mmrl.data.tasks import ReasoningGymSource\n"
+        f"source = ReasoningGymSource({{{name!r}: {{}}}}, seed=0, size=10)\n"
+        "print([source[index].prompt for index in range(5)])"
+    )
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    )
+    assert first == second and len(first) > 100
 
 
 def test_held_out_questions_never_occur_in_training_even_in_a_tiny_task():
