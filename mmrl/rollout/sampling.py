@@ -3,13 +3,15 @@
 Truncated sampling changes the policy: a token that survives top-p is drawn with its probability
 renormalised over the survivors. Scoring it under the full softmax would make the ratio of an
 unchanged policy differ from 1. So the sampler keeps the ids of the survivors (the support) and the
-trainer normalises over the same ids: `token_logprobs` is the one function that both sides call.
+trainer normalises over the same ids (`Decoder.token_logprobs`).
 """
 
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+BLOCK_IDS = 256  # near the root of a vocabulary's size, so that both picks are short
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,30 @@ def token_logprobs(
     return chosen - jax.nn.logsumexp(kept, axis=-1)
 
 
-def entropy(logits: jax.Array, temperature: float) -> jax.Array:
-    """-Σ p log p of softmax(logits / temperature) in nats, [...] for logits [..., V]."""
-    logp = jax.nn.log_softmax(logits / (temperature or 1.0))
-    return -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+def categorical(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """A token a row with probability softmax(logits), [B] int32, for keys [B] and logits [B, V].
+
+    By inverse transform: one uniform number picks a block of ids, a second one an id in it. The
+    Gumbel trick of `jax.random.categorical` needs V of them, which on a CPU take longer than the
+    product with the head.
+    """
+    vocabulary = logits.shape[1]
+    block = min(BLOCK_IDS, vocabulary)
+    logits = jnp.pad(logits, ((0, 0), (0, -vocabulary % block)), constant_values=-jnp.inf)
+    weights = jnp.exp(logits - logits.max(axis=1, keepdims=True)).reshape(len(logits), -1, block)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+
+    def pick(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+        """The first index where the running sum of weights [B, N] exceeds that share of it."""
+        sums = jnp.cumsum(weights, axis=1)
+        total = sums[:, -1]
+        # A product that rounds up to the total would exceed every running sum.
+        share = jnp.minimum(uniform * total, jnp.nextafter(total, 0))
+        return jnp.argmax(sums > share[:, None], axis=1)
+
+    blocks = pick(weights.sum(axis=2), uniform[:, 0])
+    within = pick(jnp.take_along_axis(weights, blocks[:, None, None], axis=1)[:, 0], uniform[:, 1])
+    return (blocks * block + within).astype(jnp.int32)
 
 
 def draw(
@@ -107,7 +129,7 @@ def draw(
         return tokens, token_logprobs(logits, tokens, None, 0.0), None
     scaled = logits / sampling.temperature
     if not sampling.truncates:
-        tokens = jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+        tokens = categorical(keys, scaled)
         return tokens, token_logprobs(logits, tokens, None, sampling.temperature), None
     support = truncate(scaled, sampling.top_k, sampling.top_p, sampling.nucleus_size)
     index = jax.vmap(jax.random.categorical)(keys, support_logits(scaled, support))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmrl.rollout.sampling import SamplingConfig, draw, entropy, token_logprobs, truncate
+from mmrl.rollout.sampling import SamplingConfig, draw, token_logprobs, truncate
 
 LOGITS = np.asarray([1.5, -0.3, 0.8, 0.0, 2.1, -2.0, 1.4, 0.6])
 
@@ -47,6 +47,25 @@ def test_tokens_follow_the_filtered_softmax(temperature, top_k, top_p):
     np.testing.assert_allclose(logprobs, np.log(expected[tokens]), atol=1e-5)
 
 
+@pytest.mark.parametrize("vocabulary", [256, 700, 1024])
+def test_tokens_of_several_blocks_follow_the_softmax(vocabulary):
+    """Few likely ids stand in every block, beside many unlikely and some impossible ones."""
+    logits = np.random.default_rng(vocabulary).normal(-6.0, 1.0, vocabulary)
+    logits[::97] += 6.0
+    logits[5::50] = -np.inf
+    n = 50_000
+    keys = jax.random.split(jax.random.key(3), n)
+    rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, vocabulary))
+    tokens, *_ = draw(rows, keys, SamplingConfig())
+    counts = np.bincount(tokens, minlength=vocabulary)
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    assert counts[probabilities == 0].sum() == 0
+    often = n * probabilities >= 5
+    observed = np.append(counts[often], counts[~often].sum())
+    expected = n * np.append(probabilities[often], probabilities[~often].sum())
+    assert stats.chisquare(observed, expected).pvalue > 1e-4
+
+
 def test_greedy_takes_the_most_probable_token():
     tokens, logprobs, support = draw(
         jnp.asarray(LOGITS, jnp.float32)[None], jax.random.split(jax.random.key(0), 1),
@@ -68,12 +87,6 @@ def test_log_probabilities_are_those_of_the_support_only():
     got = token_logprobs(jnp.asarray(other, jnp.float32)[None], jnp.asarray([6]), support, 0.5)
     kept = np.exp(other[[4, 0, 6]] / 0.5)
     assert got[0] == pytest.approx(np.log(kept[2] / kept.sum()), abs=1e-6)
-
-
-def test_entropy_is_that_of_the_tempered_softmax():
-    p = filtered(LOGITS, 0.7, 0, 1.0)
-    got = entropy(jnp.asarray(LOGITS, jnp.float32), 0.7)
-    assert got == pytest.approx(-(p * np.log(p)).sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
