@@ -77,23 +77,26 @@ def split_argv(argv: list[str], flag: str = "config") -> tuple[list[str], dict[s
     return remaining, overrides
 
 
-def load(path: str | os.PathLike) -> Any:
-    """Executes the Python file `path` and returns what its `get_config()` gives, type-checked."""
+def load(path: str | os.PathLike, name: str = "config") -> Any:
+    """Executes the Python file `path` and returns what its `get_config()` gives, type-checked.
+
+    Another `name` than "config" calls `get_NAME()` and begins the dotted keys of errors.
+    """
     path = Path(path)
     if not path.is_file():
         beside = [str(file) for file in path.parent.glob("*.py")]
-        raise UserError(f"no config file {path}.{nearest(str(path), beside)}")
+        raise UserError(f"no {name} file {path}.{nearest(str(path), beside)}")
     with _one_line_errors(path):
-        get_config = runpy.run_path(str(path)).get("get_config")
-    if not callable(get_config):
-        raise UserError(f"{path} must define get_config(), a function that returns the config")
+        function = runpy.run_path(str(path)).get(f"get_{name}")
+    if not callable(function):
+        raise UserError(f"{path} must define get_{name}(), a function that returns the {name}")
     with _one_line_errors(path):
-        config = get_config()
+        config = function()
     if not is_config(config):
         raise UserError(
-            f"{path}: get_config() must return a dataclass, got {config!r} of {type(config)}"
+            f"{path}: get_{name}() must return a dataclass, got {config!r} of {type(config)}"
         )
-    validate(config)
+    validate(config, name)
     return config
 
 
@@ -113,12 +116,12 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{place}: {type(error).__name__}: {error}") from error
 
 
-def validate(config: Any) -> None:
+def validate(config: Any, name: str = "config") -> None:
     """Raises `UserError` naming the first dotted key whose value is not of its annotated type."""
-    convert(type(config), config, "config", plain=False)
+    convert(type(config), config, name, plain=False)
 
 
-def override(config: T, overrides: Mapping[str, str]) -> T:
+def override(config: T, overrides: Mapping[str, str], root: str = "config") -> T:
     """Copy of `config` with texts parsed by the type of their field: {"optimizer.lr": "1e-4"}.
 
     One entry of a dict is `key.NAME`, one of a tuple of dataclasses `key.INDEX`; `parse` gives the
@@ -133,11 +136,11 @@ def override(config: T, overrides: Mapping[str, str]) -> T:
         for name in names[:-1]:
             node = node.setdefault(name, {})
             if isinstance(node, str):
-                raise UserError(f"config.{key} is set twice, as a whole and in part")
+                raise UserError(f"{root}.{key} is set twice, as a whole and in part")
         if names[-1] in node:
-            raise UserError(f"config.{key} is set twice, as a whole and in part")
+            raise UserError(f"{root}.{key} is set twice, as a whole and in part")
         node[names[-1]] = text
-    return _replace(type(config), config, tree, "config", keys(config))
+    return _replace(type(config), config, tree, root, keys(config))
 
 
 def _replace(kind: Any, value: Any, tree: Any, key: str, valid: list[str]) -> Any:
@@ -176,7 +179,7 @@ def _unknown(key: str, tree: Any, valid: list[str]) -> UserError:
     while isinstance(tree, dict):
         name, tree = next(iter(tree.items()))
         key = f"{key}.{name}"
-    hint = nearest(key.removeprefix("config."), valid) or f" The keys are {', '.join(valid)}."
+    hint = nearest(key.partition(".")[2], valid) or f" The keys are {', '.join(valid)}."
     return UserError(f"{key} does not exist.{hint}")
 
 

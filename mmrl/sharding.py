@@ -1,32 +1,73 @@
 """Where arrays live: one table maps the logical axes of parameters and activations to mesh axes.
 
+The table has two columns, `LAYOUTS`: one for training, one for the sampler, on the same mesh.
 Parameters name their axes when they are created (`axes=("embed", "heads", "head_dim")`),
 activations where they are constrained; this file alone knows the mesh.
 """
 
+import contextlib
+import contextvars
+import functools
 import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import jax
 from absl import logging
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-# Logical axis -> mesh axes. An axis that is missing here is a mistake and raises.
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp", "expert"),
-    "time": "sequence",
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "hidden": None,
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "mlp": "tensor",
-    "expert": "expert",
-    "norm": None,
+Axes = tuple[str | None, ...]  # the logical axes of an array's dimensions
+
+Layout = Literal["train", "decode"]
+Rules = Mapping[str, tuple[str, ...]]
+
+# Logical axis -> mesh axes, first those of parameters, then those of activations. An axis that is
+# missing here is a mistake and raises.
+TRAIN: Rules = {
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "expert": ("expert",),
+    "norm": (),
+    "batch": ("data", "fsdp", "expert"),  # rows of a cache, and what mixes the tokens of a row
+    "rows": ("data", "fsdp", "expert"),  # rows elsewhere
+    "time": ("sequence",),
+    "hidden": (),
+    "activation_heads": ("tensor",),
+    "activation_kv_heads": ("tensor",),
 }
+# A token read against all weights: these stay where they are, cut over `fsdp` as over `tensor`, and
+# the few activations go to them. A cache is cut by rows over all axes but `tensor`.
+DECODE: Rules = {
+    **TRAIN,
+    "vocab": ("tensor", "fsdp"),
+    "embed": (),
+    "heads": ("tensor", "fsdp"),
+    "kv_heads": ("tensor", "fsdp"),
+    "mlp": ("tensor", "fsdp"),
+    "batch": ("data", "expert", "sequence", "fsdp"),
+    "rows": ("data", "expert", "sequence"),
+    "time": (),
+}
+LAYOUTS: Mapping[Layout, Rules] = {"train": TRAIN, "decode": DECODE}
+
+_layout: contextvars.ContextVar[Layout] = contextvars.ContextVar("layout", default="train")
+
+
+@contextlib.contextmanager
+def layout(name: Layout) -> Iterator[None]:
+    """Traces what is within by the rules of this layout. A jitted function needs it as a static."""
+    token = _layout.set(name)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
 
 
 @dataclass(frozen=True)
@@ -75,19 +116,71 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> Partitio
     used: set[str] = set()
     parts = []
     for axis, size in zip(axes, shape):
-        if axis is not None and axis not in RULES:
-            raise ValueError(f"unknown logical axis {axis!r}; RULES has {sorted(RULES)}")
-        rule = RULES[axis] if axis else None
-        names = (rule,) if isinstance(rule, str) else (rule or ())
-        names = tuple(n for n in names if n not in used and mesh.shape[n] > 1)
-        if names and size % math.prod(mesh.shape[n] for n in names):
-            logging.log_first_n(
-                logging.WARNING, "axis %s of size %d stays whole on %s", 8, axis, size, names
-            )
-            names = ()
+        names = _mesh_axes(axis, (size,), mesh, used)
         used.update(names)
         parts.append(names if names else None)
     return PartitionSpec(*parts)
+
+
+def _mesh_axes(
+    axis: str | None, sizes: Sequence[int], mesh, used: Container[str] = ()
+) -> tuple[str, ...]:
+    """The mesh axes that shard a logical axis, none where they do not divide one of its sizes."""
+    if axis is None:
+        return ()
+    rules = LAYOUTS[_layout.get()]
+    if axis not in rules:
+        raise ValueError(f"unknown logical axis {axis!r}; the rules have {sorted(rules)}")
+    names = tuple(n for n in rules[axis] if mesh.shape[n] > 1 and n not in used)
+    count = math.prod(mesh.shape[n] for n in names)
+    for size in sizes:
+        if size % count:
+            if size > 1:
+                message = "axis %s of size %d stays whole on %s"
+                logging.log_first_n(logging.WARNING, message, 8, axis, size, names)
+            return ()
+    return names
+
+
+def per_device(
+    function: Callable[..., Any],
+    arguments: Sequence[jax.Array | None],
+    in_axes: Sequence[Axes],
+    out_axes: Any,
+) -> Any:
+    """`function(names, *arguments)` on each device's own part of the arrays.
+
+    `in_axes` has the logical axes of each argument, `out_axes` those of each result. `names` gives
+    the mesh axes over which each logical axis is cut, for the collectives that the function needs:
+    `names["time"] == ("sequence",)`. A logical axis is cut in all arrays that have it or in none.
+    Without a mesh, or on one device, the arrays are whole and all of `names` empty.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes: dict[str, list[int]] = {}
+    for array, axes in zip(arguments, in_axes, strict=True):
+        for axis, size in zip(axes, () if array is None else array.shape):
+            sizes.setdefault(axis or "", []).append(size)
+    sizes.pop("", None)
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return function(dict.fromkeys(sizes, ()), *arguments)
+    names = {axis: _mesh_axes(axis, found, mesh) for axis, found in sizes.items()}
+
+    def part(axes: Axes) -> PartitionSpec:
+        return PartitionSpec(*(names.get(axis or "") or None for axis in axes))
+
+    in_specs = tuple(part(axes) for axes in in_axes)
+    out_specs = jax.tree.map(part, out_axes, is_leaf=_is_axes)
+    return jax.shard_map(
+        functools.partial(function, names),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        # Kernels say nothing of how their results vary over the mesh.
+        check_vma=False,
+    )(*arguments)
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(axis is None or isinstance(axis, str) for axis in x)
 
 
 def shardings(tree, mesh: Mesh):
@@ -110,6 +203,32 @@ def placement(tree, mesh: Mesh | None):
     return jax.tree.map(
         lambda leaf: leaf.replace(device), tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
     )
+
+
+@functools.partial(jax.jit, static_argnames="places", donate_argnames="arrays")
+def _move(arrays: list[jax.Array], places: tuple[NamedSharding, ...]) -> list[jax.Array]:
+    return jax.lax.with_sharding_constraint(arrays, list(places))
+
+
+def reshard(tree, name: Layout, mesh: Mesh):
+    """The Variables of `tree` moved to where a layout has them; `tree` is donated.
+
+    One program without computation, from device to device. What lies right already is not touched.
+    """
+    with layout(name):
+        places = shardings(tree, mesh)
+    leaves, structure = jax.tree.flatten(tree)
+    targets = jax.tree.leaves(places)
+    moving = [
+        i
+        for i, (x, place) in enumerate(zip(leaves, targets, strict=True))
+        if not x.sharding.is_equivalent_to(place, x.ndim)
+    ]
+    if moving:
+        moved = _move([leaves[i] for i in moving], tuple(targets[i] for i in moving))
+        for i, x in zip(moving, moved, strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
 
 
 def batch_shardings(tree, mesh: Mesh):

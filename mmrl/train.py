@@ -6,6 +6,7 @@ The run continues from its last checkpoint if `workdir` holds one. Ctrl-C or SIG
 """
 
 import functools
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +19,11 @@ import numpy as np
 from absl import flags, logging
 
 from mmrl import config as configs
+from mmrl import distributed
 from mmrl.compilation import enable_compilation_cache
 from mmrl.data import Example, prompt_tokens
 from mmrl.errors import UserError, user_mistakes
+from mmrl.models import Decoder
 from mmrl.report.html import write_report
 from mmrl.report.metrics import write_rollouts
 from mmrl.report.progress import Progress, print_summary
@@ -46,6 +49,10 @@ _CONFIG = flags.DEFINE_string(
     "config", None, "Config file: Python with get_config().", required=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_STOPPED = flags.DEFINE_integer(
+    "stopped_exit_status", 0, "Exit status of a run that was asked to stop, for a launcher to see."
+)
+flags.adopt_module_key_flags(distributed)
 
 
 def train(config: TrainConfig, workdir: Path) -> bool:
@@ -124,27 +131,37 @@ def collect_rollout(run: Run, key: jax.Array) -> tuple[Rollout, dict[str, Any]]:
     parts: list[Rollout] = []
     rounds: list[dict[str, float]] = []
     informative = 0
-    while informative < prompts and len(parts) < config.dynamic_sampling_rounds:
-        round_key = jax.random.fold_in(key, len(parts))
-        sampled = sample(run, next(run.iterators["rl"]), config.sampling, round_key)
-        scored, metrics = reward_rollout(sampled, run.reward, config)
-        parts.append(scored)
-        rounds.append(metrics | rollout_metrics(scored))
-        informative += int(informative_groups(scored).sum())
+    with run.decoding() as model:
+        while informative < prompts and len(parts) < config.dynamic_sampling_rounds:
+            round_key = jax.random.fold_in(key, len(parts))
+            batch = next(run.iterators["rl"])
+            sampled = sample(model, batch, config, config.sampling, round_key)
+            scored, metrics = reward_rollout(sampled, run.reward, config)
+            parts.append(scored)
+            rounds.append(metrics | rollout_metrics(scored))
+            informative += int(informative_groups(scored).sum())
     names = dict.fromkeys(name for metrics in rounds for name in metrics)
     means = {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
     means["reward/informative"] = informative / (len(parts) * prompts)
+    means["time/reshard_seconds"] = run.reshard_seconds
     return with_advantages(keep_informative(parts, prompts), config), means
 
 
-def sample(run: Run, batch: list[Example], sampling: SamplingConfig, key: jax.Array) -> Rollout:
+def sample(
+    model: Decoder,
+    batch: list[Example],
+    config: TrainConfig,
+    sampling: SamplingConfig,
+    key: jax.Array,
+) -> Rollout:
     """Responses to a batch of examples, which become the rollout's metadata."""
-    tokenizer = run.config.tokenizer
+    tokenizer = config.tokenizer
     with user_mistakes():
         tokens = [prompt_tokens(example, tokenizer) for example in batch]
-        prompts = pad_prompts(tokens, run.config.prompt_length)
+        prompts = pad_prompts(tokens, config.prompt_length)
     sampling = replace(sampling, stop_ids=sampling.stop_ids or tokenizer.stop_ids)
-    return generate(run.model(), prompts, sampling, key).replace(metadata=tuple(batch))
+    rollout = generate(model, prompts, sampling, key, layout="decode")
+    return rollout.replace(metadata=tuple(batch))
 
 
 def update_policy(run: Run, rollout: Rollout) -> dict[str, float]:
@@ -201,7 +218,8 @@ def evaluate(run: Run) -> dict[str, float]:
         return {}
     config = run.config
     sampling = replace(config.sampling, group_size=1, temperature=config.evaluation.temperature)
-    rollout = sample(run, run.held_out, sampling, jax.random.key(0))
+    with run.decoding() as model:
+        rollout = sample(model, run.held_out, config, sampling, jax.random.key(0))
     rollout, metrics = reward_rollout(rollout, run.reward, config)
     return {
         "eval/reward": float(rollout.reward.mean()),
@@ -238,14 +256,17 @@ def throughput_metrics(
 def main(argv: list[str], overrides: dict[str, str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write --config.{argv[1]}")
+    distributed.initialize()
     config = configs.override(configs.load(_CONFIG.value), overrides)
     if not isinstance(config, TrainConfig):
         raise UserError(f"{_CONFIG.value}: get_config() must return a TrainConfig")
     enable_compilation_cache()
     try:
-        train(config, Path(_WORKDIR.value))
+        finished = train(config, Path(_WORKDIR.value))
     except FloatingPointError as error:
         raise UserError(str(error)) from error
+    if not finished:
+        sys.exit(_STOPPED.value)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from oracles.small_models import HYBRID
 
-from mmrl.sharding import MeshConfig, batch_shardings, make_mesh, spec
+from mmrl.sharding import MeshConfig, batch_shardings, make_mesh, reshard, spec
 from mmrl.training.state import abstract_model, init_params
 
 CONFIG = dataclasses.replace(HYBRID, vocab_size=40, num_layers=4)
@@ -81,3 +81,29 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(name):
     if name != "data":
         shard = params["embedding"].get_value().addressable_shards[0].data
         assert shard.size < params["embedding"].get_value().size
+
+
+def test_parameters_go_to_the_samplers_layout_and_back_bit_for_bit_and_are_donated():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    with jax.set_mesh(mesh):
+        params = init_params(CONFIG, jax.random.key(0), mesh)
+        before = jax.device_get(jax.tree.leaves(params))
+        gate = params["runs"][0]["mlp"]["gate"].get_value()
+        moved = reshard(params, "decode", mesh)
+        of_decode = moved["runs"][0]["mlp"]["gate"].get_value()
+        back = reshard(moved, "train", mesh)
+    assert gate.is_deleted() and of_decode.is_deleted()
+    # [layers, experts, hidden, width]: training cuts hidden and width, decoding width alone.
+    assert gate.sharding.shard_shape(gate.shape)[2:] == (24 // 4, 16 // 2)
+    assert of_decode.sharding.shard_shape(gate.shape)[2:] == (24, 16 // 8)
+    for old, new in zip(before, jax.device_get(jax.tree.leaves(back)), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_layout_that_is_the_same_on_a_mesh_moves_nothing():
+    mesh = make_mesh(MeshConfig(data=8))
+    with jax.set_mesh(mesh):
+        params = init_params(CONFIG, jax.random.key(0), mesh)
+        moved = reshard(params, "decode", mesh)
+    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(moved), strict=True):
+        assert old is new

@@ -11,12 +11,19 @@ from mmrl.models.cache import Cache, KeyValues, LightningState, read_layer, writ
 from mmrl.models.config import DecoderConfig
 from mmrl.models.layers import LayerInit, RMSNorm, rotate
 from mmrl.models.lora import linear
-from mmrl.sharding import constrain
+from mmrl.sharding import constrain, per_device
 from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.lightning_attention.sequence_parallel import (
+    sequence_parallel_lightning_attention,
+)
 from pallas_kernels.softmax_attention import merge_attention, softmax_attention
 
 # The lightning norm uses its class default and not the config's eps (modeling_minimax_m1.py).
 LIGHTNING_NORM_EPS = 1e-6
+WEIGHED = ("rows", "time", "heads", None)  # where weights meet the activations of their heads
+HEADS = ("batch", "time", "activation_heads", None)  # where the tokens of a row meet
+KEYS = ("batch", "time", "activation_kv_heads", None)
+STATE = ("batch", "activation_heads", None, None)
 
 
 @jax.tree_util.register_dataclass
@@ -86,16 +93,29 @@ class LightningAttention(nnx.Module):
         `prompt` is not used: a fork repeats the shared prompt's state into `entry`.
         """
         qkv = jax.nn.silu(linear(self, "qkv", "btm,mhe->bthe", x))
-        q, k, v = jnp.split(constrain(qkv, "batch", None, "heads", None), 3, axis=-1)
+        q, k, v = jnp.split(constrain(constrain(qkv, *WEIGHED), *HEADS), 3, axis=-1)
         state = None if entry is None else read_layer(entry, index).kv
-        out, state = lightning_attention(
-            q, k, v, slopes, initial_state=state, segment_ids=context.segment_ids
+        out, state = per_device(
+            _lightning_attention,
+            (q, k, v, slopes, state, context.segment_ids),
+            (HEADS, HEADS, HEADS, ("activation_heads",), STATE, ("batch", "time")),
+            (HEADS, STATE),
         )
         if entry is not None:
             entry = LightningState(jax.lax.dynamic_update_index_in_dim(entry.kv, state, index, 0))
+        out = constrain(out, *WEIGHED)
         out = self.norm(out.reshape(*x.shape[:2], -1)).reshape(out.shape)
         gate = jax.nn.sigmoid(linear(self, "gate", "btm,mhd->bthd", x))
         return linear(self, "out", "bthd,hdm->btm", out * gate), entry
+
+
+def _lightning_attention(names, q, k, v, slopes, state, segment_ids):
+    """On one device: the rows' tokens lie in order on the devices of the time's mesh axis."""
+    arguments = dict(initial_state=state, segment_ids=segment_ids)
+    if not names["time"]:
+        return lightning_attention(q, k, v, slopes, **arguments)
+    (axis_name,) = names["time"]
+    return sequence_parallel_lightning_attention(q, k, v, slopes, axis_name=axis_name, **arguments)
 
 
 class SoftmaxAttention(nnx.Module):
@@ -127,7 +147,7 @@ class SoftmaxAttention(nnx.Module):
 
     def project(self, x: jax.Array, name: str) -> jax.Array:
         """The heads of q, k or v, [B, T, heads, D], with the config's bias and norm."""
-        y = linear(self, name, "btm,mhd->bthd", x)
+        y = constrain(linear(self, name, "btm,mhd->bthd", x), *WEIGHED)
         if self.config.attention_bias:
             y = y + getattr(self, f"{name}_bias")[...].astype(x.dtype)
         if self.config.qk_norm == "width" and name != "v":
@@ -150,29 +170,94 @@ class SoftmaxAttention(nnx.Module):
         `entry` and `prompt`, the shared prompt's cache, hold all layers of the run. `slopes` are
         not used.
         """
-        q = rotate(self.project(x, "q"), context.angles)
-        k = rotate(self.project(x, "k"), context.angles).swapaxes(1, 2)
-        v = self.project(x, "v").swapaxes(1, 2)
-        q = constrain(q, "batch", None, "heads", None)
+        q = constrain(rotate(self.project(x, "q"), context.angles), *HEADS)
+        k = constrain(rotate(self.project(x, "k"), context.angles), *KEYS).swapaxes(1, 2)
+        v = constrain(self.project(x, "v"), *KEYS).swapaxes(1, 2)
         cache = context.cache
         positions = jnp.where(context.segment_ids != 0, context.positions, -1)
-        # With a cache a row is one sequence, so positions alone decide who sees whom.
-        segments = context.segment_ids if cache is None else None
-        layer, kv_positions = None, positions
         if cache is not None and entry is not None and cache.slots:
             entry = write_slots(entry, k, v, index, context.slot)
-            k, v, layer, kv_positions = entry.k, entry.v, index, cache.positions
-        parts = [softmax_attention(
-            q, k, v, layer=layer, q_positions=positions, kv_positions=kv_positions,
-            q_segment_ids=segments, kv_segment_ids=segments,
-        )]  # fmt: skip
+            parts = [attend(q, entry, cache.positions, positions, index)]
+        else:
+            # With a cache a row is one sequence, so positions alone decide who sees whom.
+            segments = context.segment_ids if cache is None else None
+            parts = [attend_to_self(q, k, v, positions, segments)]
         if prompt is not None and cache is not None and cache.prompt is not None:
-            parts.append(softmax_attention(
-                q, prompt.k, prompt.v, layer=index,
-                q_positions=positions, kv_positions=cache.prompt.positions,
-            ))  # fmt: skip
-        out = merge_attention(parts) if len(parts) > 1 else parts[0][0]
+            parts.append(attend(q, prompt, cache.prompt.positions, positions, index))
+        out = constrain(merge_attention(parts) if len(parts) > 1 else parts[0][0], *WEIGHED)
         y = linear(self, "out", "bthd,hdm->btm", out)
         if self.config.attention_out_bias:
             y = y + self.out_bias[...].astype(x.dtype)
         return y, entry
+
+
+def attend_to_self(q, k, v, positions, segments) -> tuple[jax.Array, jax.Array]:
+    """Attention of tokens to one another, q [B, T, H, D] and k, v [B, kv_heads, T, D]: out, lse.
+
+    `positions` [B, T] are -1 for padding; `segments` [B, T] or None. Where the time is sharded each
+    device gathers the keys and values of all.
+    """
+
+    def function(names, q, k, v, positions, segments):
+        k, v = own_heads(names, q, k), own_heads(names, q, v)
+        kv_positions, kv_segments = positions, segments
+        for name in names["time"]:
+            k, v = (jax.lax.all_gather(x, name, axis=2, tiled=True) for x in (k, v))
+            kv_positions = jax.lax.all_gather(positions, name, axis=1, tiled=True)
+            if segments is not None:
+                kv_segments = jax.lax.all_gather(segments, name, axis=1, tiled=True)
+        return softmax_attention(
+            q,
+            k,
+            v,
+            q_positions=positions,
+            kv_positions=kv_positions,
+            q_segment_ids=segments,
+            kv_segment_ids=kv_segments,
+        )
+
+    keys, tokens = ("batch", "activation_kv_heads", "time", None), ("batch", "time")
+    return per_device(
+        function,
+        (q, k, v, positions, segments),
+        (HEADS, keys, keys, tokens, tokens),
+        (HEADS, HEADS[:3]),
+    )
+
+
+def attend(q, entry: KeyValues, kv_positions, positions, index) -> tuple[jax.Array, jax.Array]:
+    """Attention of q [B, T, H, D] to layer `index` of a cache's run: out, lse."""
+
+    def function(names, q, k, v, kv_positions, positions, index):
+        return softmax_attention(
+            q,
+            own_heads(names, q, k),
+            own_heads(names, q, v),
+            layer=index,
+            q_positions=positions,
+            kv_positions=kv_positions,
+        )
+
+    keys = (None, "batch", "activation_kv_heads", None, None)
+    return per_device(
+        function,
+        (q, entry.k, entry.v, kv_positions, positions, jnp.asarray(index)),
+        (HEADS, keys, keys, ("batch", None), ("batch", "time"), ()),
+        (HEADS, HEADS[:3]),
+    )
+
+
+def own_heads(names, q: jax.Array, kv: jax.Array) -> jax.Array:
+    """The heads of keys or values [..., kv_heads, S, D] that a device's query heads read.
+
+    They are all there where the mesh axis divides the query heads but not the fewer of the keys.
+    """
+    if not names["activation_heads"] or names["activation_kv_heads"]:
+        return kv
+    (axis_name,) = names["activation_heads"]
+    heads, devices = q.shape[2], jax.lax.axis_size(axis_name)
+    group = heads * devices // kv.shape[-3]
+    first, axis = jax.lax.axis_index(axis_name) * heads, kv.ndim - 3
+    if heads % group and group % heads:
+        return jnp.take(kv, (first + jnp.arange(heads)) // group, axis=axis)
+    return jax.lax.dynamic_slice_in_dim(kv, first // group, max(heads // group, 1), axis)

@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from mmrl.models.config import DecoderConfig
+from mmrl.sharding import constrain
+
+STATE_AXES = ("layers", "batch", "activation_heads", None, None)
+KEY_AXES = ("layers", "batch", "activation_kv_heads", None, None)
 
 
 @jax.tree_util.register_dataclass
@@ -52,8 +56,10 @@ class Cache:
         def run(kind: str, length: int) -> LightningState | KeyValues:
             layers = config.num_groups * length
             if kind == "lightning":
-                return LightningState(jnp.zeros((layers, batch, config.num_heads, d, d)))
+                state = jnp.zeros((layers, batch, config.num_heads, d, d))
+                return LightningState(constrain(state, *STATE_AXES))
             empty = jnp.zeros((layers, batch, config.num_kv_heads, slots, d), config.dtype)
+            empty = constrain(empty, *KEY_AXES)
             return KeyValues(empty, empty)
 
         return cls(
@@ -81,9 +87,11 @@ class Cache:
 
         def run(entry: LightningState | KeyValues) -> LightningState | KeyValues:
             if isinstance(entry, LightningState):
-                return LightningState(jnp.repeat(entry.kv, group_size, axis=1))
+                state = jnp.repeat(entry.kv, group_size, axis=1)
+                return LightningState(constrain(state, *STATE_AXES))
             n, batch, heads, _, d = entry.k.shape
             empty = jnp.zeros((n, batch * group_size, heads, slots, d), entry.k.dtype)
+            empty = constrain(empty, *KEY_AXES)
             return KeyValues(empty, empty)
 
         rows = self.lengths.shape[0] * group_size

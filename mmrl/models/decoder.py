@@ -14,7 +14,8 @@ from mmrl.models.config import DecoderConfig
 from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_angles, rotary_frequencies
 from mmrl.models.lora import add_adapters
 from mmrl.models.mlp import GatedMLP, MixtureOfExperts
-from mmrl.sharding import constrain
+from mmrl.sharding import constrain, per_device
+from pallas_kernels import fused_head
 
 Layers = list[list[nnx.State]]  # the weights of each layer of each run
 
@@ -137,7 +138,7 @@ class Decoder(nnx.Module):
         cache = None if cache is None else cache.advance(positions, segment_ids)
         context = Context(positions, segment_ids, angles, cache, slot)
         entries = (None,) * len(self.runs) if cache is None else cache.layers
-        h = self.embedding[...].astype(config.dtype)[tokens]
+        h = constrain(self.embedding[...].astype(config.dtype)[tokens], "rows", "time", "hidden")
         if layers is None:
             h, entries, statistics = self._scan_layers(h, entries, context)
         else:
@@ -172,7 +173,7 @@ class Decoder(nnx.Module):
                 (h, entry), (weights, slopes, index) = carry, xs
                 layer = nnx.merge(graphdefs[run], weights)
                 h, entry, stats = layer(h, slopes, context, entry, prompts[run], index)
-                return (constrain(h, "batch", None, "hidden"), entry), stats
+                return (constrain(h, "rows", "time", "hidden"), entry), stats
 
             return step if config.remat == "none" else jax.checkpoint(step, policy=_policy(config))
 
@@ -188,7 +189,6 @@ class Decoder(nnx.Module):
             return (h, tuple(new_entries)), statistics
 
         xs = tuple(zip(stacked, slopes, indices, strict=True))
-        h = constrain(h, "batch", None, "hidden")
         (h, entries), statistics = jax.lax.scan(group_step, (h, entries), xs)
         return h, entries, self._mean(statistics)
 
@@ -229,6 +229,38 @@ class Decoder(nnx.Module):
             hidden.astype(jnp.float32),
             weight[...].astype(jnp.float32),
             precision="highest",
+        )
+
+    def token_logprobs(
+        self, hidden: jax.Array, tokens: jax.Array, support: jax.Array | None, temperature: float
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of tokens [B, T] drawn after hidden [B, T, M]: log-probability and entropy, [B, T] each.
+
+        As `logits` and softmax would give them, with no more of the logits in memory than the fused
+        head needs. `support` [B, T, K] are the ids that truncated sampling left, or None; a
+        temperature of 0 (greedy) scores at 1.
+        """
+
+        def function(names, hidden, tokens, support, weight):
+            for axis_name in names["embed"]:
+                weight = jax.lax.all_gather(weight, axis_name, axis=1, tiled=True)
+            logprobs, entropy = fused_head.token_logprobs(
+                hidden.reshape(-1, hidden.shape[-1]),
+                weight,
+                tokens.reshape(-1),
+                temperature=temperature or 1.0,
+                support=None if support is None else support.reshape(-1, support.shape[-1]),
+                axis_name=names["vocab"] or None,
+            )
+            return logprobs.reshape(tokens.shape), entropy.reshape(tokens.shape)
+
+        rows = ("rows", "time")
+        weight = self.embedding if self.config.tie_embeddings else self.head
+        return per_device(
+            function,
+            (hidden, tokens, support, weight[...]),
+            ((*rows, None), rows, (*rows, None), ("vocab", "embed")),
+            (rows, rows),
         )
 
 

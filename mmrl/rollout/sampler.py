@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmrl import sharding
 from mmrl.data.records import Status
 from mmrl.models import Cache, Decoder
 from mmrl.rollout.rollout import Rollout
-from mmrl.rollout.sampling import SamplingConfig, draw, entropy, token_logprobs
+from mmrl.rollout.sampling import SamplingConfig, draw
+from mmrl.sharding import Layout
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], length: int | None = None):
@@ -61,6 +63,7 @@ def generate(
     *,
     seeds: jax.Array | None = None,
     max_new_tokens: jax.Array | None = None,
+    layout: Layout = "train",
 ) -> Rollout:
     """Samples `sampling.group_size` responses for each prompt.
 
@@ -70,6 +73,7 @@ def generate(
       seeds: [P] int32, default 0 … P-1. A prompt with the same seed gives the same tokens whatever
         batch it sits in.
       max_new_tokens: [P, G] int32 limits below `sampling.max_new_tokens`, where rows differ.
+      layout: where the model's parameters lie on the mesh (`mmrl.sharding`).
 
     Returns: a `Rollout` with reward and advantages 0 and status COMPLETED where a stop token ended
     the response (the stop token is part of it) and TRUNCATED where the limit did.
@@ -81,11 +85,21 @@ def generate(
     if max_new_tokens is None:
         max_new_tokens = jnp.full(shape, sampling.max_new_tokens, jnp.int32)
     graphdef, params = nnx.split(model)
-    return _generate(graphdef, params, tokens, lengths, seeds, max_new_tokens, rng, sampling)
+    arrays = (params, tokens, lengths, seeds, max_new_tokens, rng)
+    return _generate(graphdef, *arrays, sampling, layout)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "sampling"))
-def _generate(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling):
+@functools.partial(jax.jit, static_argnames=("graphdef", "sampling", "layout"))
+def _generate(
+    graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling, layout
+):
+    with sharding.layout(layout):
+        return _sample(
+            graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling
+        )
+
+
+def _sample(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling):
     model = nnx.merge(graphdef, params)
     (rows, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
     batch = rows * group
@@ -163,9 +177,12 @@ def score(model: Decoder, rollout: Rollout, temperature: float) -> dict[str, jax
     inputs = jnp.concatenate([jnp.repeat(last, group)[:, None], tokens[:, :-1]], axis=1)
     segments = (jnp.arange(length) < rollout.lengths.reshape(-1, 1)).astype(jnp.int32)
     hidden, _, statistics = model.hidden_states(inputs, segment_ids=segments, cache=cache)
-    logits = model.logits(hidden).reshape(rows, group, length, -1)
-    return {
-        "logprobs": token_logprobs(logits, rollout.tokens, rollout.support, temperature),
-        "entropy": entropy(logits, temperature),
-        **statistics,
-    }
+    support = rollout.support
+    logprobs, entropy = model.token_logprobs(
+        hidden,
+        tokens,
+        None if support is None else support.reshape(rows * group, length, -1),
+        temperature,
+    )
+    shape = (rows, group, length)
+    return {"logprobs": logprobs.reshape(shape), "entropy": entropy.reshape(shape), **statistics}

@@ -1,6 +1,9 @@
 """What the training loop carries, and how it comes back from disk."""
 
+import contextlib
 import dataclasses
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from mmrl.data import DataConfig, Example, example_batches, examples, supervised
 from mmrl.models import Decoder
 from mmrl.report.metrics import MetricsWriter
 from mmrl.rewards.runner import Reward, resolve
+from mmrl.sharding import Layout, reshard
 from mmrl.training import checkpoint
 from mmrl.training.config import TrainConfig
 from mmrl.training.optimizer import OptimizerConfig, make_optimizer
@@ -42,6 +46,7 @@ class Run:
     phase: str
     optimizer_config: OptimizerConfig
     optimizer: optax.GradientTransformation
+    reshard_seconds: float
 
     def __init__(self, config: TrainConfig, workdir: Path):
         self.config, self.workdir = config, workdir
@@ -69,6 +74,27 @@ class Run:
     def model(self) -> Decoder:
         """The decoder with the parameters as they stand."""
         return nnx.merge(self.graphdef, self.state.params, self.state.frozen)
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[Decoder]:
+        """The decoder, its parameters where the sampler has them; then they are moved back.
+
+        `reshard_seconds` is what both ways took.
+        """
+        self.reshard_seconds = 0.0
+        self._move_to("decode")
+        try:
+            yield self.model()
+        finally:
+            self._move_to("train")
+
+    def _move_to(self, layout: Layout) -> None:
+        start = time.perf_counter()
+        params = reshard(self.state.params, layout, self.mesh)
+        frozen = reshard(self.state.frozen, layout, self.mesh)
+        self.state = replace(self.state, params=params, frozen=frozen)
+        jax.block_until_ready((params, frozen))
+        self.reshard_seconds += time.perf_counter() - start
 
     def enter(self, phase: str) -> int:
         """Begins or continues a phase, its start with a fresh optimizer; returns the steps done."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.fused_head import reference, xla
+from pallas_kernels.fused_head.xla import AxisName
 
 IMPLEMENTATIONS = {"reference": reference.token_logprobs, "xla": xla.token_logprobs}
 
@@ -17,6 +18,7 @@ def token_logprobs(
     *,
     temperature: float | jax.Array = 1.0,
     support: jax.Array | None = None,
+    axis_name: AxisName | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of chosen tokens and entropy of the distribution they were drawn from.
@@ -37,6 +39,8 @@ def token_logprobs(
       support: int [N, K], the distinct ids that truncated sampling kept, -1 padded. The token's
         probability is normalised over them; the entropy is still that of all V. None, or a row of
         -1, means all ids.
+      axis_name: inside `jax.shard_map` with `check_vma=False`, the mesh axes over whose devices the
+        rows of the head lie in order, V of them on each; ids count over all of them.
       implementation: "reference", "xla", or None for "xla".
 
     Returns:
@@ -55,9 +59,13 @@ def token_logprobs(
             f"token_logprobs: implementation {implementation!r} is not available here; did you "
             f"mean {nearest[0]!r}? One of {', '.join(map(repr, IMPLEMENTATIONS))}, or None"
         )
+    if axis_name is not None and implementation != "xla":
+        raise ValueError(f"token_logprobs: with an axis_name use 'xla', not {implementation!r}")
     _check(hidden, head, tokens, temperature, support)
     with jax.named_scope("token_logprobs"):
-        return IMPLEMENTATIONS[implementation](hidden, head, tokens, support, temperature)
+        if axis_name is None:
+            return IMPLEMENTATIONS[implementation](hidden, head, tokens, support, temperature)
+        return xla.token_logprobs(hidden, head, tokens, support, temperature, axis_name)
 
 
 def _check(hidden, head, tokens, temperature, support) -> None:

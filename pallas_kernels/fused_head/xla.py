@@ -27,6 +27,8 @@ from jax import lax
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
+AxisName = str | tuple[str, ...]
+
 # Up to this many logits (64 MiB) are one piece, kept for the backward pass.
 _ONE_PIECE = 2**24
 # Rows of the head in a piece: products wide enough for any matrix unit, logits smaller than hidden.
@@ -40,26 +42,27 @@ def token_logprobs(
     tokens: jax.Array,
     support: jax.Array | None,
     temperature: float | jax.Array,
+    axis_name: AxisName | None = None,
     pieces: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Same arguments and results as `reference.token_logprobs`; the temperature has no gradient.
+    """Same arguments and results as `api.token_logprobs`; the temperature has no gradient.
 
     `pieces` is the number of pieces of the vocabulary. Beside arguments and gradients, no more than
     the logits of one piece are alive.
     """
     if pieces is None:
         pieces = 1 if tokens.size * len(head) <= _ONE_PIECE else _number_of_pieces(len(head))
-    return _token_logprobs(pieces, hidden, head, tokens, support, temperature)
+    return _token_logprobs(pieces, axis_name, hidden, head, tokens, support, temperature)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_logprobs(pieces, *inputs):
-    return _forward(pieces, *inputs)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _token_logprobs(pieces, axis_name, *inputs):
+    return _forward(pieces, axis_name, *inputs)[0]
 
 
-def _forward(pieces, hidden, head, tokens, support, temperature):
+def _forward(pieces, axis_name, hidden, head, tokens, support, temperature):
     dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-    split, ids = _split(head, pieces), _ids(tokens, support)
+    split, ids = _split(head, pieces), _own(_ids(tokens, support), head, axis_name)
 
     def add_piece(index, carry):
         sums, _ = carry
@@ -72,7 +75,8 @@ def _forward(pieces, hidden, head, tokens, support, temperature):
     zero = jnp.zeros_like(hidden[:, 0], dtype)  # zeros_like: keeps the sharding over tokens
     none = jnp.full_like(ids, -jnp.inf, dtype)
     sums = _Sums(zero + jnp.finfo(dtype).min, zero, none)
-    (lse, entropy, chosen), logits = _each(pieces, add_piece, (sums, None))
+    sums, logits = _each(pieces, add_piece, (sums, None))
+    lse, entropy, chosen = sums if axis_name is None else _join(sums, axis_name)
     chosen, kept, normaliser = chosen[:, 0], chosen[:, 1:], lse
     if support is not None:
         normaliser = jnp.where(_untruncated(support), lse, jax.nn.logsumexp(kept, axis=1))
@@ -81,8 +85,12 @@ def _forward(pieces, hidden, head, tokens, support, temperature):
     return (chosen - normaliser, entropy), residuals
 
 
-def _backward(pieces, residuals, cotangents):
+def _backward(pieces, axis_name, residuals, cotangents):
     hidden, head, tokens, support, temperature, saved, lse, entropy, kept = residuals
+    if axis_name is not None:  # what differentiating the sums over the axis would do
+        cotangents = lax.psum(cotangents, axis_name)
+    own_tokens = _own(tokens, head, axis_name)
+    own_support = None if support is None else _own(support, head, axis_name)
     # The barrier hides a constant 0 for the entropy, which would make XLA:CPU fuse far worse.
     of_logprob, of_entropy = (x[:, None] for x in lax.optimization_barrier(cotangents))
     dtype, split, of_all = lse.dtype, _split(head, pieces), of_logprob
@@ -95,10 +103,10 @@ def _backward(pieces, residuals, cotangents):
         rows = _piece(split, index)
         logits = _logits(hidden, rows, temperature) if saved is None else saved
         logp = logits - lse[:, None]
-        token = _places(tokens, split, index)[:, None] == jnp.arange(logits.shape[1])
+        token = _places(own_tokens, split, index)[:, None] == jnp.arange(logits.shape[1])
         dlogits = jnp.where(token, of_logprob, 0) - jnp.exp(logp) * (of_all + of_entropy * logp)
         if support is not None:
-            places = jnp.arange(len(support))[:, None], _places(support, split, index)
+            places = jnp.arange(len(support))[:, None], _places(own_support, split, index)
             of_kept = jnp.where(_untruncated(support)[:, None], 0, of_logprob) * kept
             dlogits = dlogits.at[places].add(-of_kept, mode="drop")
         dlogits /= temperature
@@ -133,6 +141,23 @@ def _add(sums: _Sums, logits: jax.Array, places: jax.Array) -> _Sums:
     entropy -= jnp.exp(new) * (jnp.sum(jnp.exp(logp) * logp, axis=1) + new)
     here = jnp.take_along_axis(logits, places, axis=1, mode="fill", fill_value=-jnp.inf)
     return _Sums(lse, entropy, jnp.maximum(sums.chosen, here))
+
+
+def _join(sums: _Sums, axis_name: AxisName) -> _Sums:
+    """The sums of all devices of a mesh axis, each over its own rows of the head."""
+    greatest = lax.pmax(sums.lse, axis_name)
+    lse = greatest + jnp.log(lax.psum(jnp.exp(sums.lse - greatest), axis_name))
+    log_weight = sums.lse - lse
+    entropy = lax.psum(jnp.exp(log_weight) * (sums.entropy - log_weight), axis_name)
+    return _Sums(lse, entropy, lax.pmax(sums.chosen, axis_name))
+
+
+def _own(ids: jax.Array, head: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Ids counted from this device's first row of the head, -1 for those of other devices."""
+    if axis_name is None:
+        return ids
+    own = ids - lax.axis_index(axis_name) * len(head)
+    return jnp.where((ids >= 0) & (own >= 0) & (own < len(head)), own, -1)
 
 
 def _ids(tokens: jax.Array, support: jax.Array | None) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from oracles.small_models import HYBRID
 
-from mmrl.models import mlp
+from mmrl.models import experts
 from mmrl.models.config import DecoderConfig
 from mmrl.models.layers import LayerInit
 from mmrl.models.mlp import MixtureOfExperts
@@ -69,7 +69,7 @@ CASES = {
 @pytest.fixture(params=["few tokens", "many tokens"])
 def amount(request, monkeypatch):
     """Both ways through the experts, whatever the number of tokens."""
-    monkeypatch.setattr(mlp, "FEW_TOKENS", 1 << 30 if request.param == "few tokens" else 0)
+    monkeypatch.setattr(experts, "FEW_TOKENS", 1 << 30 if request.param == "few tokens" else 0)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -127,7 +127,7 @@ def test_sampling_copies_the_parameters_once_on_a_cpu_and_else_not(unstacks, cop
     sampling = SamplingConfig(group_size=1, max_new_tokens=4)
     tokens, lengths = pad_prompts([[3, 4]])
     limits, seeds = jnp.full((1, 1), 4), jnp.zeros((1,), jnp.int32)
-    args = (graphdef, params, tokens, lengths, seeds, limits, jax.random.key(0), sampling)
+    args = (graphdef, params, tokens, lengths, seeds, limits, jax.random.key(0), sampling, "train")
     _generate.clear_cache()
     temporary = _generate.lower(*args).compile().memory_analysis().temp_size_in_bytes
     assert temporary < size * copies

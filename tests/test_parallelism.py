@@ -1,0 +1,90 @@
+"""Every pair of mesh axes, and three triples, computes what one device does."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from oracles.small_models import HYBRID
+
+from mmrl.models import DecoderConfig, experts
+from mmrl.rollout import Rollout, SamplingConfig, generate, score
+from mmrl.sharding import MeshConfig, batch_shardings, make_mesh
+from mmrl.training.state import abstract_model, init_params
+
+MODELS = {
+    "hybrid": dataclasses.replace(HYBRID, vocab_size=40, num_layers=4),
+    "dense": dataclasses.replace(
+        HYBRID,
+        vocab_size=40,
+        num_layers=2,
+        layer_pattern=("softmax",),
+        num_experts=0,
+        postnorm=False,
+        softmax_alpha=1.0,
+        mlp_alpha=1.0,
+        qk_norm="head",
+        tie_embeddings=True,
+    ),
+}
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+MESHES = [
+    {first: 2, second: 4} if number % 2 else {first: 4, second: 2}
+    for number, (first, second) in enumerate(itertools.combinations(AXES, 2))
+] + [
+    {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"data": 2, "sequence": 2, "tensor": 2},
+    {"fsdp": 2, "expert": 2, "sequence": 2},
+]
+SAMPLING = SamplingConfig(group_size=2, max_new_tokens=8, stop_ids=(3,))
+PROMPTS = np.random.default_rng(0).integers(4, 40, (8, 8)).astype(np.int32)
+LENGTHS = np.asarray([8, 5, 1, 7, 8, 2, 6, 3], np.int32)
+
+
+def run(config: DecoderConfig, mesh) -> dict:
+    """Tokens that are sampled, and loss and gradients of their log-probabilities."""
+    graphdef, _ = abstract_model(config)
+
+    def loss(params, rollout: Rollout):
+        scored = score(nnx.merge(graphdef, params), rollout, 1.0)
+        signs = jnp.where(rollout.tokens % 3 == 0, 1.0, -0.5) * rollout.mask
+        total = jnp.sum(signs * scored["logprobs"]) / signs.size
+        total += 0.1 * jnp.sum(scored["entropy"] * rollout.mask) / signs.size
+        return total + 0.01 * scored.get("load_balance", 0.0)
+
+    with jax.set_mesh(mesh):
+        params = init_params(config, jax.random.key(0), mesh)
+        prompts = jax.device_put((PROMPTS, LENGTHS), batch_shardings((PROMPTS, LENGTHS), mesh))
+        rollout = generate(nnx.merge(graphdef, params), prompts, SAMPLING, jax.random.key(1))
+        value, grads = jax.jit(jax.value_and_grad(loss))(params, rollout.arrays())
+        return jax.device_get(
+            {"rollout": rollout.arrays(), "loss": value, "grads": dict(nnx.to_flat_state(grads))}
+        )
+
+
+@pytest.fixture(scope="module")
+def of_one_device():
+    one = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
+    return {name: run(config, one) for name, config in MODELS.items()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "-".join(map(str, sizes)))
+def test_a_mesh_gives_the_loss_gradients_and_tokens_of_one_device(
+    sizes, model, of_one_device, monkeypatch
+):
+    # Tokens are few here; with this they take the way of many.
+    monkeypatch.setattr(experts, "FEW_TOKENS", 4)
+    expected = of_one_device[model]
+    found = run(MODELS[model], make_mesh(MeshConfig(**{"data": 1} | sizes)))
+    np.testing.assert_array_equal(found["rollout"].tokens, expected["rollout"].tokens)
+    np.testing.assert_allclose(
+        found["rollout"].behaviour_logprobs, expected["rollout"].behaviour_logprobs, atol=1e-5
+    )
+    assert found["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
+    for path, gradient in expected["grads"].items():
+        difference = np.abs(found["grads"][path][...] - gradient[...]).max()
+        assert difference <= 1e-4 * max(np.abs(gradient[...]).max(), 1e-6), path
