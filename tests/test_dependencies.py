@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Folder -> prefixes that its files must not import.
 FORBIDDEN = {
-    "pallas_kernels": ["mmrl"],
+    "pallas_kernels": ["mmrl", "launch"],
+    "mmrl": ["launch"],
     "mmrl/rl": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.data"],
     "mmrl/models": ["mmrl.rollout", "mmrl.training", "mmrl.rl", "mmrl.data", "mmrl.report"],
     "mmrl/data": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.rl", "mmrl.report"],
