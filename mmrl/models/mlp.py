@@ -77,8 +77,11 @@ class MixtureOfExperts(nnx.Module):
         # A product with one-hot rows, whose gradient is no scatter.
         chosen = jax.nn.one_hot(ids, self.config.num_experts)
         weights = jnp.einsum("btke,bte->btk", chosen, probs, precision="highest")
-        if self.config.normalise_top_k:
+        if self.config.normalise_top_k and k > 1:
             weights = weights / weights.sum(axis=-1, keepdims=True)
+        elif self.config.normalise_top_k:
+            # Of a division the gradient would be rounding instead of 0, and Adam would follow it.
+            weights = jnp.ones_like(weights)
         return weights, ids, probs
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, dict]:
