@@ -86,10 +86,12 @@ def available() -> bool:
     return plugin.exists() and (_cuda() / "bin" / "ptxas").exists()
 
 
-def environment(dump: str | Path) -> dict[str, str]:
-    """The environment of a process that compiles for an H100 and dumps what it compiles."""
+def environment(dump: str | Path | None = None) -> dict[str, str]:
+    """The environment of a process that compiles for an H100, its kernels' passes left in `dump`."""
     path = os.pathsep.join([str(directory()), os.environ.get("PYTHONPATH", "")])
-    flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={_cuda()} {_DUMP}{dump} {_PASSES}"
+    flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={_cuda()}"
+    if dump is not None:
+        flags += f" {_DUMP}{dump} {_PASSES}"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no listing
@@ -98,13 +100,21 @@ def environment(dump: str | Path) -> dict[str, str]:
     }
 
 
+def h100s(topology: str) -> list[jax.Device]:
+    """H100s to compile for; the topology is "SLICESxHOSTSxDEVICES", devices being those of a host.
+
+    The process must be in `environment`.
+    """
+    return topologies.get_topology_desc(
+        topology_name="h100", platform="cuda", topology=topology, target_config=_H100
+    ).devices
+
+
 def compile_for_h100(
     function: Callable, *shapes: jax.ShapeDtypeStruct | None
 ) -> jax.stages.Compiled:
     """`function` of arrays of these shapes, compiled for one H100."""
-    devices = topologies.get_topology_desc(
-        topology_name="h100", platform="cuda", topology="1x1x1", target_config=_H100
-    ).devices
+    devices = h100s("1x1x1")
     sharding = NamedSharding(Mesh(np.array(devices), "gpu"), PartitionSpec())
     arguments = [x and jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes]
     return jax.jit(function).lower(*arguments).compile()

@@ -39,17 +39,19 @@ def available() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def environment(directory: str | Path) -> dict[str, str]:
+def environment(directory: str | Path | None = None) -> dict[str, str]:
     """The environment of a process that compiles for TPUs, its listings left in `directory`."""
-    return os.environ | {
+    settings = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no listing
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5p-8",  # any: the topology asked for decides
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": f"{_DUMP}{directory} --xla_jf_dump_llo_text=true",
     }
+    if directory is not None:
+        settings["LIBTPU_INIT_ARGS"] = f"{_DUMP}{directory} --xla_jf_dump_llo_text=true"
+    return os.environ | settings
 
 
 @contextlib.contextmanager

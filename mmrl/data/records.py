@@ -2,14 +2,16 @@
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from mmrl.errors import UserError
 from mmrl.text import Tokenizer
 
 
 class Status(int, enum.Enum):
-    """How a response ended: an int in arrays, slime's string as `.value`.
+    """How a response or an episode ended: an int in arrays, slime's string as `.value`.
+
+    The limits that only episodes have (`mmrl.environments.EpisodeLimits`) are not slime's.
 
     `Status(1)` and `Status("completed")` are both `Status.COMPLETED`.
     """
@@ -19,6 +21,10 @@ class Status(int, enum.Enum):
     TRUNCATED = 2, "truncated"
     ABORTED = 3, "aborted"
     FAILED = 4, "failed"
+    TURN_LIMIT = 5, "turn_limit"
+    TURN_TOKEN_LIMIT = 6, "turn_token_limit"
+    TOOL_TIME_LIMIT = 7, "tool_time_limit"
+    TIME_LIMIT = 8, "time_limit"
 
     def __new__(cls, code: int, name: str) -> Self:
         member = int.__new__(cls, code)
@@ -70,10 +76,15 @@ class Sample:
     response_length    R, number of response tokens
     loss_mask          [R], 1 where a response token counts in the loss
     rollout_log_probs  [R], of the distribution that the token was drawn from
+    remove_sample      set by a reward: the sample counts in its group and not in the loss
+
+    What functions written for slime read beside these is here too; slime's fields of its own
+    engines (routed experts, weight versions, speculation) are not.
     """
 
     group_index: int | None = None
     index: int | None = None
+    rollout_id: int | None = None
     prompt: str | list[dict[str, Any]] = ""
     tokens: list[int] = field(default_factory=list)
     response: str = ""
@@ -84,3 +95,20 @@ class Sample:
     rollout_log_probs: list[float] | None = None
     status: Status = Status.PENDING
     metadata: dict[str, Any] = field(default_factory=dict)
+    remove_sample: bool = False
+    train_metadata: dict[str, Any] | None = None
+
+    Status: ClassVar = Status
+
+    def get_reward_value(self, args: Any) -> Any:
+        """The reward, or of a dict of rewards the one that slime's --reward-key names."""
+        return self.reward[args.reward_key] if isinstance(self.reward, dict) else self.reward
+
+    @property
+    def effective_response_length(self) -> int:
+        """Response tokens that count in the loss."""
+        return self.response_length if self.loss_mask is None else sum(self.loss_mask)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, with the status as its string."""
+        return vars(self) | {"status": self.status.value}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmrl.models.cache import Cache, KeyValues, LightningState, read_layer, write_slots
 from mmrl.models.config import DecoderConfig
@@ -32,14 +33,15 @@ class Context:
     """What all layers of one forward pass share.
 
     `positions`, `segment_ids` [B, T] (segment 0 is padding); `angles` [B, T, W/2] of the rotary
-    embedding; `cache` after `advance`, or None; `slot` [] where this pass writes its keys.
+    embedding; `cache` after `advance`, or None; `targets` where this pass writes its keys
+    (`Cache.targets`).
     """
 
     positions: jax.Array
     segment_ids: jax.Array
     angles: jax.Array
     cache: Cache | None
-    slot: jax.Array | int = 0
+    targets: jax.Array | None = None
 
 
 def layer_slopes(config: DecoderConfig) -> jax.Array:
@@ -103,7 +105,7 @@ class LightningAttention(nnx.Module):
         )
         if entry is not None:
             entry = LightningState(jax.lax.dynamic_update_index_in_dim(entry.kv, state, index, 0))
-        out = constrain(out, *WEIGHED)
+        out = constrain(checkpoint_name(out, "attention"), *WEIGHED)
         out = self.norm(out.reshape(*x.shape[:2], -1)).reshape(out.shape)
         gate = jax.nn.sigmoid(linear(self, "gate", "btm,mhd->bthd", x))
         return linear(self, "out", "bthd,hdm->btm", out * gate), entry
@@ -176,7 +178,7 @@ class SoftmaxAttention(nnx.Module):
         cache = context.cache
         positions = jnp.where(context.segment_ids != 0, context.positions, -1)
         if cache is not None and entry is not None and cache.slots:
-            entry = write_slots(entry, k, v, index, context.slot)
+            entry = write_slots(entry, k, v, index, context.targets)
             parts = [attend(q, entry, cache.positions, positions, index)]
         else:
             # With a cache a row is one sequence, so positions alone decide who sees whom.
@@ -226,23 +228,23 @@ def attend_to_self(q, k, v, positions, segments) -> tuple[jax.Array, jax.Array]:
 
 
 def attend(q, entry: KeyValues, kv_positions, positions, index) -> tuple[jax.Array, jax.Array]:
-    """Attention of q [B, T, H, D] to layer `index` of a cache's run: out, lse."""
+    """Attention of q [B, T, H, D] to layer `index` of a cache's run: out, lse.
+
+    The cache has B rows, or those of prompts that B / P rows each continue.
+    """
 
     def function(names, q, k, v, kv_positions, positions, index):
+        k, v = (own_prompts(names, q, own_heads(names, q, x), axis=1) for x in (k, v))
+        kv_positions = own_prompts(names, q, kv_positions, axis=0)
         return softmax_attention(
-            q,
-            own_heads(names, q, k),
-            own_heads(names, q, v),
-            layer=index,
-            q_positions=positions,
-            kv_positions=kv_positions,
+            q, k, v, layer=index, q_positions=positions, kv_positions=kv_positions
         )
 
-    keys = (None, "batch", "activation_kv_heads", None, None)
+    keys = (None, "prompts", "activation_kv_heads", None, None)
     return per_device(
         function,
         (q, entry.k, entry.v, kv_positions, positions, jnp.asarray(index)),
-        (HEADS, keys, keys, ("batch", None), ("batch", "time"), ()),
+        (HEADS, keys, keys, ("prompts", None), ("batch", "time"), ()),
         (HEADS, HEADS[:3]),
     )
 
@@ -257,7 +259,24 @@ def own_heads(names, q: jax.Array, kv: jax.Array) -> jax.Array:
     (axis_name,) = names["activation_heads"]
     heads, devices = q.shape[2], jax.lax.axis_size(axis_name)
     group = heads * devices // kv.shape[-3]
-    first, axis = jax.lax.axis_index(axis_name) * heads, kv.ndim - 3
-    if heads % group and group % heads:
-        return jnp.take(kv, (first + jnp.arange(heads)) // group, axis=axis)
-    return jax.lax.dynamic_slice_in_dim(kv, first // group, max(heads // group, 1), axis)
+    return _own_groups(kv, kv.ndim - 3, jax.lax.axis_index(axis_name) * heads, heads, group)
+
+
+def own_prompts(names, q: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """The prompts along an axis of x that a device's rows of q [B, T, H, D] continue.
+
+    Fewer mesh axes may divide the prompts than the rows: then several devices hold the same ones.
+    """
+    rest = names["batch"][len(names["prompts"]) :]
+    if not rest:
+        return x
+    rows, devices = q.shape[0], jax.lax.axis_size(rest)
+    group = rows * devices // x.shape[axis]
+    return _own_groups(x, axis, jax.lax.axis_index(rest) * rows, rows, group)
+
+
+def _own_groups(x: jax.Array, axis: int, first: jax.Array, count: int, group: int) -> jax.Array:
+    """What members first … first + count - 1 share, `group` of them each entry of an axis."""
+    if count % group and group % count:
+        return jnp.take(x, (first + jnp.arange(count)) // group, axis=axis)
+    return jax.lax.dynamic_slice_in_dim(x, first // group, max(count // group, 1), axis)

@@ -38,19 +38,26 @@ class Cache:
     `layers` has one entry for each run of equal layers in the pattern (`DecoderConfig.runs`), with
     all L layers of that run in the model stacked.
     `positions` [B, S] is the position of the token in each slot, -1 where a slot is empty or holds
-    padding; `lengths` [B] counts the tokens of each row; `slot` [] is the next slot to write, the
-    same in every row. `prompt` is a read-only cache with B / G rows that groups of G rows share.
+    padding; `lengths` [B] counts the tokens of each row. `slot` [] is the next slot to write, the
+    same in every row, padding included; it is None where each row writes at its own length and
+    padding nowhere, so that rows can begin, wait and end independently of one another.
+    `prompt` is a read-only cache with B / G rows that groups of G rows share.
     """
 
     layers: tuple[LightningState | KeyValues, ...]
     positions: jax.Array
     lengths: jax.Array
-    slot: jax.Array
+    slot: jax.Array | None
     prompt: "Cache | None" = None
 
     @classmethod
-    def create(cls, config: DecoderConfig, batch: int, slots: int) -> "Cache":
-        """An empty cache for `batch` rows with room for `slots` tokens in the softmax layers."""
+    def create(
+        cls, config: DecoderConfig, batch: int, slots: int, *, independent: bool = False
+    ) -> "Cache":
+        """An empty cache for `batch` rows with room for `slots` tokens in the softmax layers.
+
+        Its rows share the next slot, or are `independent`.
+        """
         d = config.head_dim
 
         def run(kind: str, length: int) -> LightningState | KeyValues:
@@ -66,7 +73,7 @@ class Cache:
             layers=tuple(run(kind, length) for kind, length in config.runs),
             positions=jnp.full((batch, slots), -1, jnp.int32),
             lengths=jnp.zeros((batch,), jnp.int32),
-            slot=jnp.zeros((), jnp.int32),
+            slot=None if independent else jnp.zeros((), jnp.int32),
         )
 
     @property
@@ -103,23 +110,43 @@ class Cache:
             prompt=self,
         )
 
+    def targets(self, segment_ids: jax.Array) -> jax.Array:
+        """Where T new tokens go: the first slot [], or of independent rows each token's own [B, T].
+
+        There padding has a slot past the last one.
+        """
+        if self.slot is not None:
+            return self.slot
+        valid = segment_ids != 0
+        slots = self.lengths[:, None] + jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
+        return jnp.where(valid, slots, self.slots)
+
     def advance(self, positions: jax.Array, segment_ids: jax.Array) -> "Cache":
         """The bookkeeping for T new tokens: slots take their positions, -1 for padding [B, T]."""
         valid = segment_ids != 0
         lengths = self.lengths + valid.sum(axis=1, dtype=jnp.int32)
-        if self.slots:
+        slot = None if self.slot is None else self.slot + positions.shape[1]
+        slots, targets = self.positions, self.targets(segment_ids)
+        if self.slots and targets.ndim:
+            slots = slots.at[jnp.arange(len(slots))[:, None], targets].set(positions, mode="drop")
+        elif self.slots:
             new = jnp.where(valid, positions, -1)
-            slots = jax.lax.dynamic_update_slice(self.positions, new, (0, self.slot))
-        else:
-            slots = self.positions
-        return dataclasses.replace(
-            self, positions=slots, lengths=lengths, slot=self.slot + positions.shape[1]
-        )
+            slots = jax.lax.dynamic_update_slice(slots, new, (0, targets))
+        return dataclasses.replace(self, positions=slots, lengths=lengths, slot=slot)
 
 
-def write_slots(entry: KeyValues, k: jax.Array, v: jax.Array, index: jax.Array, slot):
-    """Writes k, v [B, kv_heads, T, D] of layer `index` into the slots from `slot` on, in place."""
-    start = (index, 0, 0, slot, 0)
+def write_slots(entry: KeyValues, k: jax.Array, v: jax.Array, index: jax.Array, targets):
+    """Writes k, v [B, kv_heads, T, D] of layer `index` into the slots of `Cache.targets`."""
+    if targets.ndim:
+        rows = jnp.arange(k.shape[0])[:, None]
+
+        def write(slots: jax.Array, new: jax.Array) -> jax.Array:
+            # Indices apart from one another put their axes first: [B, T, kv_heads, D].
+            new = new.swapaxes(1, 2)
+            return slots.at[index, rows, :, targets].set(new, mode="drop")
+
+        return KeyValues(write(entry.k, k), write(entry.v, v))
+    start = (index, 0, 0, targets, 0)
     return KeyValues(
         jax.lax.dynamic_update_slice(entry.k, k[None], start),
         jax.lax.dynamic_update_slice(entry.v, v[None], start),

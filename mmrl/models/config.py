@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LayerKind = Literal["lightning", "softmax"]
+Remat = Literal["none", "full", "projections", "products"]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down", "qkv", "output_gate"]
 
 
@@ -70,6 +71,9 @@ class DecoderConfig:
     `attention_bias` is on q, k and v, `attention_out_bias` on the output projection.
     `normalise_top_k` makes the weights of a token's experts sum to 1. `context_length`, the tokens
     that the model was made for, limits nothing here; it is part of what an export says.
+    `remat` is what the backward pass computes again, layer by layer, to keep less: nothing ("none"),
+    all but the layer's input ("full"), all but what is multiplied by a weight matrix
+    ("projections"; experts are computed again), or no product at all ("products").
     `lora` adds adapters to projections; training then changes nothing else.
     `lightning_slopes` names the decay rates' formula (`mmrl.models.attention.layer_slopes`).
     """
@@ -109,7 +113,7 @@ class DecoderConfig:
     initializer_range: float = 0.02
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full", "dots_saveable", "dots_with_no_batch_dims_saveable"] = "none"
+    remat: Remat = "none"
     lora: LoraConfig | None = None
 
     def __post_init__(self):

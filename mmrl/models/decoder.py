@@ -10,12 +10,12 @@ from flax import nnx
 
 from mmrl.models.attention import Context, LightningAttention, SoftmaxAttention, layer_slopes
 from mmrl.models.cache import Cache
-from mmrl.models.config import DecoderConfig
+from mmrl.models.config import DecoderConfig, Remat
 from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_angles, rotary_frequencies
 from mmrl.models.lora import add_adapters
 from mmrl.models.mlp import GatedMLP, MixtureOfExperts
 from mmrl.sharding import constrain, per_device
-from pallas_kernels import fused_head
+from pallas_kernels import fused_head, target
 
 Layers = list[list[nnx.State]]  # the weights of each layer of each run
 
@@ -105,7 +105,7 @@ class Decoder(nnx.Module):
         A CPU copies what a scan slices out of a stack before it multiplies. A loop over tokens
         calls this before its first step, and pays for one copy instead of one a token.
         """
-        if jax.default_backend() != "cpu":
+        if target.platform() != "cpu":
             return None
         states = [nnx.split(run)[1] for run in self.runs]
         layers = [
@@ -134,9 +134,9 @@ class Decoder(nnx.Module):
         if positions is None:
             positions = _count_positions(segment_ids, cache)
         angles = rotary_angles(positions, rotary_frequencies(config))
-        slot = 0 if cache is None else cache.slot
+        targets = None if cache is None else cache.targets(segment_ids)
         cache = None if cache is None else cache.advance(positions, segment_ids)
-        context = Context(positions, segment_ids, angles, cache, slot)
+        context = Context(positions, segment_ids, angles, cache, targets)
         entries = (None,) * len(self.runs) if cache is None else cache.layers
         h = constrain(self.embedding[...].astype(config.dtype)[tokens], "rows", "time", "hidden")
         if layers is None:
@@ -232,23 +232,31 @@ class Decoder(nnx.Module):
         )
 
     def token_logprobs(
-        self, hidden: jax.Array, tokens: jax.Array, support: jax.Array | None, temperature: float
+        self,
+        hidden: jax.Array,
+        tokens: jax.Array,
+        support: jax.Array | None,
+        temperature: float | jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """Of tokens [B, T] drawn after hidden [B, T, M]: log-probability and entropy, [B, T] each.
 
         As `logits` and softmax would give them, with no more of the logits in memory than the fused
         head needs. `support` [B, T, K] are the ids that truncated sampling left, or None; a
-        temperature of 0 (greedy) scores at 1.
+        temperature of 0 (greedy) scores at 1. A temperature [B, T] is positive.
         """
+        if isinstance(temperature, jax.Array):
+            fixed, temperatures = 1.0, temperature
+        else:
+            fixed, temperatures = temperature or 1.0, None
 
-        def function(names, hidden, tokens, support, weight):
+        def function(names, hidden, tokens, support, temperatures, weight):
             for axis_name in names["embed"]:
                 weight = jax.lax.all_gather(weight, axis_name, axis=1, tiled=True)
             logprobs, entropy = fused_head.token_logprobs(
                 hidden.reshape(-1, hidden.shape[-1]),
                 weight,
                 tokens.reshape(-1),
-                temperature=temperature or 1.0,
+                temperature=fixed if temperatures is None else temperatures.reshape(-1, 1),
                 support=None if support is None else support.reshape(-1, support.shape[-1]),
                 axis_name=names["vocab"] or None,
             )
@@ -258,15 +266,23 @@ class Decoder(nnx.Module):
         weight = self.embedding if self.config.tie_embeddings else self.head
         return per_device(
             function,
-            (hidden, tokens, support, weight[...]),
-            ((*rows, None), rows, (*rows, None), ("vocab", "embed")),
+            (hidden, tokens, support, temperatures, weight[...]),
+            ((*rows, None), rows, (*rows, None), rows, ("vocab", "embed")),
             (rows, rows),
         )
 
 
+# What each `remat` keeps of a layer beside its input, by the names that the layers give.
+KEPT: dict[Remat, tuple[str, ...]] = {
+    "full": (),
+    "projections": ("projection",),
+    "products": ("projection", "attention", "experts"),
+}
+
+
 def _policy(config: DecoderConfig):
-    """What `remat` lets the forward pass of a layer keep; "full" keeps its input alone."""
-    return None if config.remat == "full" else getattr(jax.checkpoint_policies, config.remat)
+    """What `remat` lets the forward pass of a layer keep."""
+    return jax.checkpoint_policies.save_only_these_names(*KEPT[config.remat])
 
 
 def _count_positions(segment_ids: jax.Array, cache: Cache | None) -> jax.Array:

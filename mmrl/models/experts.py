@@ -11,10 +11,13 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.grouped_matmul import grouped_matmul
 
 FEW_TOKENS = 256  # where sorting costs more than the products it saves
+
+kept = functools.partial(checkpoint_name, name="experts")
 
 
 def routed_experts(names: Mapping[str, tuple[str, ...]], x, weights, ids, gate, up, down):
@@ -65,12 +68,12 @@ def local_experts(x, weights, ids, gate, up, down) -> jax.Array:
     e, k = len(gate), ids.shape[1]
     if len(x) <= FEW_TOKENS and e <= 2 * k:
         chosen = jax.nn.one_hot(ids, e, dtype=x.dtype)
-        weights = jnp.einsum("nke,nk->ne", chosen, weights)
+        weights = kept(jnp.einsum("nke,nk->ne", chosen, weights))
         rows = jnp.broadcast_to(x, (e, *x.shape))
-        hidden = jax.nn.silu(jnp.einsum("enm,emf->enf", rows, gate))
-        hidden *= jnp.einsum("enm,emf->enf", rows, up)
+        hidden = jax.nn.silu(kept(jnp.einsum("enm,emf->enf", rows, gate)))
+        hidden *= kept(jnp.einsum("enm,emf->enf", rows, up))
         # Rounded to x.dtype before the sum, as rows of the sorted form are.
-        return jnp.einsum("enm,ne->nm", jnp.einsum("enf,efm->enm", hidden, down), weights)
+        return jnp.einsum("enm,ne->nm", kept(jnp.einsum("enf,efm->enm", hidden, down)), weights)
     order = jnp.argsort(ids.reshape(-1))
     inverse = jnp.argsort(order)
     rows = permute_rows(x, order, inverse, k)
@@ -120,8 +123,9 @@ def exchanged_experts(axis_name: str, x, weights, ids, *w) -> jax.Array:
 
 def sorted_experts(rows: jax.Array, sizes: jax.Array, gate, up, down) -> jax.Array:
     """down(silu(gate x) * up x) of rows [N, M] sorted by expert, `sizes` [E] of each."""
-    hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
-    return grouped_matmul(hidden, down, sizes)
+    hidden = jax.nn.silu(kept(grouped_matmul(rows, gate, sizes)))
+    hidden *= kept(grouped_matmul(rows, up, sizes))
+    return kept(grouped_matmul(hidden, down, sizes))
 
 
 def ragged_all_to_all(rows: jax.Array, sizes: jax.Array, length: int, axis_name: str) -> jax.Array:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmrl.models.config import DecoderConfig, LoraConfig, LoraTarget
 from mmrl.models.layers import project
@@ -54,6 +55,7 @@ class Adapter(nnx.Module):
         inputs = "".join(axis for axis in of_w if axis not in out)
         rows = "".join(axis for axis in of_x if axis not in inputs)
         narrow = project(f"{of_x},{inputs}r->{rows}r", x, self.a[...])
+        narrow = checkpoint_name(narrow, "projection")
         outputs = of_w.removeprefix(inputs)
         return project(f"{rows}r,r{outputs}->{out}", narrow * self.scale, self.b[...])
 
@@ -72,7 +74,7 @@ def linear(part: nnx.Module, name: str, formula: str, x: jax.Array) -> jax.Array
     """`project` by the weight `name` of a part of a layer, with its adapter where it has one."""
     y = project(formula, x, getattr(part, name)[...])
     adapter = getattr(part, adapter_name(name), None)
-    return y if adapter is None else y + adapter(formula, x)
+    return checkpoint_name(y if adapter is None else y + adapter(formula, x), "projection")
 
 
 def add_adapters(layers: Iterable[nnx.Module], config: DecoderConfig, rngs: nnx.Rngs) -> None:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmrl.models.experts import routed_experts
 from mmrl.models.layers import LayerInit
@@ -66,6 +67,7 @@ class MixtureOfExperts(nnx.Module):
     def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, T, M] -> weights, expert ids [B, T, K] and probabilities [B, T, E], in float32."""
         logits = jnp.matmul(x.astype(jnp.float32), self.router[...], precision="highest")
+        logits = checkpoint_name(logits, "projection")
         k = self.config.experts_per_token
         if self.config.router == "softmax":
             probs = jax.nn.softmax(logits)
@@ -77,6 +79,7 @@ class MixtureOfExperts(nnx.Module):
         # A product with one-hot rows, whose gradient is no scatter.
         chosen = jax.nn.one_hot(ids, self.config.num_experts)
         weights = jnp.einsum("btke,bte->btk", chosen, probs, precision="highest")
+        weights = checkpoint_name(weights, "projection")
         if self.config.normalise_top_k and k > 1:
             weights = weights / weights.sum(axis=-1, keepdims=True)
         elif self.config.normalise_top_k:
@@ -106,7 +109,9 @@ class MixtureOfExperts(nnx.Module):
         )
         if self.config.shared_expert_size:
             coefficient = self.shared_coefficient[...].astype(jnp.float32)
-            share = jax.nn.sigmoid(x.astype(jnp.float32) @ coefficient).astype(x.dtype)
+            share = checkpoint_name(x.astype(jnp.float32) @ coefficient, "projection")
+            share = jax.nn.sigmoid(share).astype(x.dtype)
+            out = checkpoint_name(out, "experts")
             out = out * (1 - share) + self.shared(x, segment_ids)[0] * share
         count = jnp.maximum(valid.sum(), 1)
         load = jnp.sum(ids[..., None] == jnp.arange(e), axis=(0, 1, 2), dtype=jnp.int32) / count

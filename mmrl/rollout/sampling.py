@@ -132,6 +132,51 @@ def draw(
         tokens = categorical(keys, scaled)
         return tokens, token_logprobs(logits, tokens, None, sampling.temperature), None
     support = truncate(scaled, sampling.top_k, sampling.top_p, sampling.nucleus_size)
-    index = jax.vmap(jax.random.categorical)(keys, support_logits(scaled, support))
-    tokens = jnp.take_along_axis(support, index[:, None], axis=-1)[:, 0]
+    tokens = _draw_from(support, keys, scaled)
     return tokens, token_logprobs(logits, tokens, support, sampling.temperature), support
+
+
+def _draw_from(support: jax.Array, keys: jax.Array, logits: jax.Array) -> jax.Array:
+    index = categorical(keys, support_logits(logits, support))
+    return jnp.take_along_axis(support, index[:, None], axis=-1)[:, 0]
+
+
+def draw_rows(
+    logits: jax.Array,
+    keys: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    nucleus_size: jax.Array,
+    size: int,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """As `draw`, with settings [B] of each row's own; the support is [B, size], None for size 0.
+
+    `size` is at least what any row's support may have. A row that does not truncate has an empty
+    support, which means all ids.
+    """
+    greedy = temperature == 0
+    scaled = logits / jnp.where(greedy, 1.0, temperature)[:, None]
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if not size:
+        tokens = jnp.where(greedy, best, categorical(keys, scaled))
+        return tokens, token_logprobs(scaled, tokens, None, 1.0), None
+    truncates = ~greedy & ((top_k > 0) | (top_p < 1))
+    size = min(size, logits.shape[-1])
+    values, ids = jax.lax.top_k(scaled, size)
+    ranked = jnp.arange(size) < jnp.where(top_k > 0, top_k, nucleus_size)[:, None]
+    kept = jnp.where(ranked, values, -jnp.inf)
+    total = jnp.where(top_k > 0, jax.nn.logsumexp(kept, axis=-1), jax.nn.logsumexp(scaled, axis=-1))
+    probs = jnp.exp(kept - total[:, None])
+    inside = (jnp.cumsum(probs, axis=-1) - probs < top_p[:, None]).at[:, 0].set(True)
+    # Without top-p all that top-k ranked is kept, whatever the rounding of the sum.
+    inside = ranked & (inside | (top_p >= 1)[:, None])
+    support = jnp.where(inside, ids, -1)
+    tokens = jnp.where(truncates, _draw_from(support, keys, scaled), categorical(keys, scaled))
+    tokens = jnp.where(greedy, best, tokens)
+    logprobs = jnp.where(
+        truncates,
+        token_logprobs(scaled, tokens, support, 1.0),
+        token_logprobs(scaled, tokens, None, 1.0),
+    )
+    return tokens, logprobs, jnp.where(truncates[:, None], support, -1)

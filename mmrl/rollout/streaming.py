@@ -159,7 +159,7 @@ def piece_width(tokens: int, room: int) -> int:
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
 def _empty_cache(config: DecoderConfig, slots: int) -> Cache:
     """An empty cache of one row; compiled, so that each of its arrays has memory to donate."""
-    return Cache.create(config, 1, slots)
+    return Cache.create(config, 1, slots, independent=True)
 
 
 @jax.jit
@@ -170,12 +170,11 @@ def _layer(state: nnx.State, index: jax.Array) -> nnx.State:
 
 @functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
 def _prefill(graphdef, params, cache: Cache, tokens: jax.Array, length: jax.Array) -> Cache:
-    """Reads the first `length` of tokens [1, T]; the slots of the padding are written again."""
+    """Reads the first `length` of tokens [1, T]."""
     valid = jnp.arange(tokens.shape[1]) < length
-    _, after, _ = nnx.merge(graphdef, params).hidden_states(
+    return nnx.merge(graphdef, params).hidden_states(
         tokens, segment_ids=valid[None].astype(jnp.int32), cache=cache
-    )
-    return dataclasses.replace(after, slot=cache.slot + length)
+    )[1]
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "settings"), donate_argnames="cache")

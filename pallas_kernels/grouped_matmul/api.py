@@ -18,7 +18,7 @@ def _ragged_dot(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> jax.Array
 def _best(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> jax.Array:
     # Decided by the platform compiled for, which need not be the one this process runs on.
     return jax.lax.platform_dependent(
-        x, w, group_sizes, cpu=grouped_matmul_xla, default=_ragged_dot
+        x, w, group_sizes, tpu=_ragged_dot, default=grouped_matmul_xla
     )
 
 
@@ -40,8 +40,8 @@ def grouped_matmul(
         w: [E, K, M], one matrix a group, in x.dtype.
         group_sizes: [E] int32, rows of each group, in order; their sum is at most N.
         implementation: "reference" (E dense products and a choice), "ragged_dot" (XLA's own: fast
-            on TPU, E dense products on CPU), "xla" (tiles of rows), or None for "xla" on CPU and
-            "ragged_dot" elsewhere.
+            on TPU, E dense products on CPU and GPU), "xla" (tiles of rows), or None for
+            "ragged_dot" on TPU and "xla" elsewhere.
 
     Returns:
         [N, M] in x.dtype; 0 in the rows past the last group. Differentiable in x and w.

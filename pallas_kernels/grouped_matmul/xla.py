@@ -1,4 +1,4 @@
-"""Grouped matmul as a loop over tiles of rows, where ragged_dot is E dense products (CPU).
+"""Grouped matmul as a loop over tiles of rows, where ragged_dot is E dense products (CPU, GPU).
 
 A tile starts at its group's first row or a whole number of tiles after it and always has the full
 height; rows past the end of its group hold a wrong product until the next group's tile overwrites

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax import lax
 
+from pallas_kernels import target
 from pallas_kernels.lightning_attention import mosaic_tpu, reference, triton, xla
 
 IMPLEMENTATIONS = {
@@ -83,8 +84,8 @@ def _available(implementation: str, q: jax.Array) -> str:
     for platform, (name, kernel) in PALLAS.items():
         if name == implementation:
             reason = kernel.unsupported(q)
-            if jax.default_backend() != platform:
-                reason = f"needs a {platform}, and this is a {jax.default_backend()}"
+            if target.platform() != platform:
+                reason = f"needs a {platform}, and this is a {target.platform()}"
             if reason is not None:
                 raise ValueError(f"lightning_attention: {name!r} {reason}; None picks another")
     return implementation
@@ -92,9 +93,9 @@ def _available(implementation: str, q: jax.Array) -> str:
 
 def _choose(q: jax.Array) -> str:
     """The platform's Pallas kernel where it takes q, else "xla"; a log line says why."""
-    if jax.default_backend() not in PALLAS:
+    if target.platform() not in PALLAS:
         return "xla"
-    name, kernel = PALLAS[jax.default_backend()]
+    name, kernel = PALLAS[target.platform()]
     mesh = jax.sharding.get_abstract_mesh()
     reason = kernel.unsupported(q)
     if not mesh.empty and mesh.size > 1 and not mesh.manual_axes:

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import target
+
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
@@ -166,7 +168,7 @@ def _moved_on(k, v, state, decay):
 
 def _chunk_length() -> int:
     """Tokens per chunk: longer ones fill a matrix unit, short ones stay in a CPU's cache."""
-    return 32 if jax.default_backend() == "cpu" else 128
+    return 32 if target.platform() == "cpu" else 128
 
 
 class _Run(NamedTuple):

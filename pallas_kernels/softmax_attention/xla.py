@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels.softmax_attention.blocks import (
     Labels,
@@ -76,7 +77,8 @@ def _attend(
 
 
 def _attend_forward(q, k, v, rows, slots, scale):
-    out, lse = _attend(q, k, v, rows, slots, scale)
+    # Named for what rematerialises a caller: the gradient needs both.
+    out, lse = checkpoint_name(_attend(q, k, v, rows, slots, scale), "attention")
     return (out, lse), (q, k, v, rows, slots, out, lse)
 
 
@@ -209,7 +211,7 @@ def _attend_cache(q, k, v, layer, rows: Labels, slots: Labels, scale: float):
 
 
 def _attend_cache_forward(q, k, v, layer, rows, slots, scale):
-    out, lse = _attend_cache(q, k, v, layer, rows, slots, scale)
+    out, lse = checkpoint_name(_attend_cache(q, k, v, layer, rows, slots, scale), "attention")
     return (out, lse), (q, k, v, layer, rows, slots, out, lse)
 
 

@@ -1,0 +1,363 @@
+"""Continuous batching: many token sequences share the rows of one cache, each at its own pace.
+
+    session = batch.open(key, sampling)           a sequence that only grows
+    turn = await session.generate(tokens)         reads the new tokens alone, draws a response
+    turn = await session.generate(more_tokens)    what a tool returned, or the user's next words
+    session.close()                               its row is free for the next
+
+While one session waits for a tool, others decode. A tick of the loop reads one piece of what is new
+and then draws a few tokens for every row that has read all of its own. All bookkeeping happens on
+the event loop's thread; a second thread waits for the device.
+"""
+
+import asyncio
+import collections
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mmrl.errors import UserError
+from mmrl.models import Decoder
+from mmrl.rollout.rows import (
+    RowInputs,
+    RowSettings,
+    decode_rows,
+    empty_rows,
+    read_rows,
+    unstacked_layers,
+)
+from mmrl.rollout.sampling import SamplingConfig
+from mmrl.rollout.streaming import LARGEST_PIECE, SMALLEST_PIECE
+from mmrl.sharding import Layout
+
+TurnEnding = Literal["stop", "length", "context", "cancelled"]
+STOP_IDS = 8  # a row's stop ids, padded to a multiple of this
+READ_ROWS = 8  # at most so many rows read together, so that a long prompt does not hold up others
+
+
+@dataclass
+class Turn:
+    """What one `generate` drew: T token ids, the stop token with them, and how it ended.
+
+    logprobs        [T] of the distributions that the tokens were drawn from
+    support         [T, K] ids that top-k and top-p left, -1 padded; None where nothing truncates
+    model_logprobs, best    where asked for: of the untruncated model at temperature 1, the drawn
+                    token's log-probability and the most probable ids with theirs, at each step
+    ending          "stop" at a stop id, "length" at the limit of tokens, "context" where the row is
+                    full, "cancelled" where the reader of the tokens had enough
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    support: np.ndarray | None = None
+    model_logprobs: list[float] = field(default_factory=list)
+    best: list[list[tuple[int, float]]] = field(default_factory=list)
+    ending: TurnEnding | None = None
+
+
+@dataclass
+class Session:
+    """One growing sequence. `tokens` is all that was given and drawn; the last is not read yet."""
+
+    batch: "ContinuousBatch"
+    key_data: np.ndarray
+    sampling: SamplingConfig
+    tokens: list[int] = field(default_factory=list)
+    read: int = 0
+    drawn: int = 0
+    row: int | None = None
+    fresh: bool = True  # its row holds what was there before
+
+    async def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        best: int = 0,
+        on_tokens: Callable[[Turn, int], bool] | None = None,
+    ) -> Turn:
+        """Appends `tokens` and draws a response, which the session's tokens then hold as well.
+
+        At most `max_new_tokens`, by default those of the sampling settings. `on_tokens(turn, n)` is
+        called on the event loop's thread whenever n new tokens are in `turn`; returning False ends
+        the turn. After the coroutine was cancelled the session can only be closed. Raises
+        `UserError` for a sequence that leaves no room in the context, or nothing to read.
+        """
+        return await self.batch.generate(
+            self, tokens, max_new_tokens or self.sampling.max_new_tokens, best, on_tokens
+        )
+
+    def close(self) -> None:
+        """Gives the row back; the session is over."""
+        self.batch.release(self)
+
+
+@dataclass(eq=False)
+class _Request:
+    session: Session
+    limit: int
+    best: int
+    on_tokens: Callable[[Turn, int], bool] | None
+    done: asyncio.Future
+    row: int = -1  # the session's, which may be closed at any time
+    turn: Turn = field(default_factory=Turn)
+    supports: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def unread(self) -> int:
+        """Tokens to read before the next can be drawn, which reads the last one itself."""
+        return len(self.session.tokens) - 1 - self.session.read
+
+    @property
+    def reads(self) -> bool:
+        return self.session.fresh or self.unread > 0
+
+
+class ContinuousBatch:
+    """`rows` sequences of at most `context` tokens decode together; more wait for a free row.
+
+    `steps` tokens are drawn at most before new work is looked at. `occupancy` is the share of
+    row-steps of decoding that drew a token.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        rows: int,
+        context: int,
+        *,
+        steps: int = 16,
+        layout: Layout = "train",
+    ):
+        self.rows, self.context, self.steps, self._layout = rows, context, steps, layout
+        self._graphdef, self._params = nnx.split(model)
+        self._mesh = jax.sharding.get_mesh()
+        self._vocabulary = model.config.vocab_size
+        self._layers = unstacked_layers(self._graphdef, self._params, layout)
+        self._cache = empty_rows(model.config, rows, context, layout)
+        self._free = list(range(rows))[::-1]
+        self._waiting: collections.deque[_Request] = collections.deque()
+        self._running: list[_Request] = []
+        self._driver: asyncio.Task | None = None
+        self._failure: Exception | None = None
+        self._row_steps = self._drawn_steps = 0
+
+    @property
+    def occupancy(self) -> float:
+        return self._drawn_steps / max(self._row_steps, 1)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that run, and that wait for a row."""
+        return len(self._running), len(self._waiting)
+
+    def open(self, key: jax.Array, sampling: SamplingConfig) -> Session:
+        """A new sequence, whose random numbers `key` fixes whatever runs beside it."""
+        return Session(self, np.asarray(jax.random.key_data(key)), sampling)
+
+    def release(self, session: Session) -> None:
+        """See `Session.close`."""
+        if session.row is not None:
+            self._free.append(session.row)
+            session.row = None
+            self._start()
+
+    def _start(self) -> None:
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.get_running_loop().create_task(self._drive())
+
+    async def generate(
+        self,
+        session: Session,
+        tokens: Sequence[int],
+        limit: int,
+        best: int,
+        on_tokens: Callable[[Turn, int], bool] | None,
+    ) -> Turn:
+        """See `Session.generate`."""
+        if self._failure is not None:
+            raise RuntimeError("continuous batching has failed before") from self._failure
+        length = len(session.tokens) + len(tokens)
+        if not length or length >= self.context:
+            raise UserError(
+                f"the sequence has {length} tokens and needs 1 to {self.context - 1}: the context "
+                f"holds {self.context}"
+            )
+        session.tokens.extend(tokens)
+        done = asyncio.get_running_loop().create_future()
+        request = _Request(session, limit, best, on_tokens, done)
+        if session.row is None:
+            self._waiting.append(request)
+        else:
+            request.row = session.row
+            self._running.append(request)
+        self._start()
+        try:
+            return await done
+        finally:
+            with contextlib.suppress(ValueError):  # cancelled before it had a row
+                self._waiting.remove(request)
+
+    async def _drive(self) -> None:
+        """Ticks until nothing is left to do; whatever fails reaches everybody who waits."""
+        try:
+            while self._admit():
+                await self._tick()
+        except Exception as error:
+            self._failure = error
+            for request in [*self._running, *self._waiting]:
+                if not request.done.done():
+                    request.done.set_exception(error)
+            self._running.clear()
+            self._waiting.clear()
+
+    def _admit(self) -> bool:
+        """Drops what has ended and gives the free rows away; False if nothing runs."""
+        self._running = [request for request in self._running if not request.done.done()]
+        while self._waiting and self._free:
+            request = self._waiting.popleft()
+            request.row = request.session.row = self._free.pop()
+            self._running.append(request)
+        return bool(self._running)
+
+    async def _tick(self) -> None:
+        reading = self._reading()
+        decoding = [request for request in self._running if not request.reads]
+        outputs = await asyncio.to_thread(self._advance, reading, decoding)
+        for request, piece in reading:
+            request.session.read += len(piece)
+            request.session.fresh = False
+        if outputs is not None:
+            self._deliver(decoding, outputs)
+
+    def _reading(self) -> list[tuple[_Request, list[int]]]:
+        """The next pieces to read, those of the requests that came first."""
+        unread = [request for request in self._running if request.reads][:READ_ROWS]
+        return [
+            (r, r.session.tokens[r.session.read : r.session.read + min(r.unread, LARGEST_PIECE)])
+            for r in unread
+        ]
+
+    def _advance(self, reading, decoding: list[_Request]) -> dict[str, np.ndarray] | None:
+        """One program of each kind, on the second thread; returns what was drawn."""
+        with jax.set_mesh(self._mesh) if self._mesh.size else contextlib.nullcontext():
+            if reading:
+                self._cache = self._read(reading)
+            if not decoding:
+                return None
+            # A finished row makes room at once if somebody waits for it.
+            running = len(decoding) if self._waiting else 1
+            inputs, settings = self._inputs(decoding)
+            self._cache, outputs = decode_rows(
+                self._graphdef,
+                self._params,
+                self._layers,
+                self._cache,
+                inputs,
+                np.int32(running),
+                settings,
+                self._layout,
+            )
+            return jax.device_get(outputs)
+
+    def _read(self, reading):
+        count = 1 << (len(reading) - 1).bit_length()
+        longest = max(len(piece) for _, piece in reading)
+        width = max(SMALLEST_PIECE, 1 << (longest - 1).bit_length())
+        tokens = np.zeros((count, width), np.int32)
+        rows, lengths = np.full(count, self.rows, np.int32), np.zeros(count, np.int32)
+        begins = np.zeros(count, bool)
+        for i, (request, piece) in enumerate(reading):
+            tokens[i, : len(piece)] = piece
+            rows[i], lengths[i] = request.row, len(piece)
+            begins[i] = request.session.fresh
+        return read_rows(
+            self._graphdef, self._params, self._cache, rows, begins, tokens, lengths, self._layout
+        )
+
+    def _inputs(self, decoding: list[_Request]) -> tuple[RowInputs, RowSettings]:
+        sessions = [request.session for request in decoding]
+        most = max(len(session.sampling.stop_ids) for session in sessions)
+        shape = (self.rows, max(-(-most // STOP_IDS), 1) * STOP_IDS)
+        inputs: dict[str, np.ndarray] = dict(
+            token=np.zeros(self.rows, np.int32),
+            left=np.zeros(self.rows, np.int32),
+            drawn=np.zeros(self.rows, np.int32),
+            key_data=np.zeros((self.rows, *sessions[0].key_data.shape), np.uint32),
+            temperature=np.ones(self.rows, np.float32),
+            top_p=np.ones(self.rows, np.float32),
+            top_k=np.zeros(self.rows, np.int32),
+            nucleus_size=np.ones(self.rows, np.int32),
+            stop_ids=np.full(shape, -1, np.int32),
+        )
+        for request, session in zip(decoding, sessions, strict=True):
+            row, sampling = request.row, session.sampling
+            room = self.context - len(session.tokens)
+            inputs["token"][row] = session.tokens[-1]
+            inputs["left"][row] = min(request.limit - len(request.turn.tokens), room)
+            inputs["drawn"][row] = session.drawn
+            inputs["key_data"][row] = session.key_data
+            inputs["temperature"][row] = sampling.temperature
+            inputs["top_p"][row], inputs["top_k"][row] = sampling.top_p, sampling.top_k
+            inputs["nucleus_size"][row] = sampling.nucleus_size
+            inputs["stop_ids"][row, : len(sampling.stop_ids)] = sampling.stop_ids
+        size = max(_support_size(session.sampling) for session in sessions)
+        if size:  # of few sizes, each of which is compiled once
+            size = min(1 << (size - 1).bit_length(), self._vocabulary)
+        best = max(request.best for request in decoding)
+        return RowInputs(**inputs), RowSettings(self.steps, size, best)
+
+    def _deliver(self, decoding: list[_Request], outputs: dict[str, np.ndarray]) -> None:
+        mask = outputs["mask"]
+        steps = int(mask.any(axis=1).sum())
+        self._row_steps += steps * self.rows
+        self._drawn_steps += int(mask.sum())
+        for request in decoding:
+            if request.done.done():
+                continue
+            session, turn, row = request.session, request.turn, request.row
+            count = int(mask[:, row].sum())
+            new = {name: x[:count, row] for name, x in outputs.items()}
+            tokens = new["tokens"].tolist()
+            session.read = len(session.tokens) - 1 + count
+            session.tokens += tokens
+            session.drawn += count
+            turn.tokens += tokens
+            turn.logprobs += new["logprobs"].tolist()
+            if session.sampling.truncates:
+                size = _support_size(session.sampling)
+                request.supports.append(new["support"][:, :size])
+            if request.best:
+                turn.model_logprobs += new["model_logprobs"].tolist()
+                ids, values = (new[f"best_{x}"][:, : request.best] for x in ("ids", "logprobs"))
+                turn.best += [
+                    list(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist())
+                ]
+            self._finish(request, count)
+
+    def _finish(self, request: _Request, count: int) -> None:
+        """Ends the request's turn where it has ended."""
+        session, turn = request.session, request.turn
+        if turn.tokens[-1] in session.sampling.stop_ids:
+            turn.ending = "stop"
+        elif len(turn.tokens) >= request.limit:
+            turn.ending = "length"
+        elif len(session.tokens) >= self.context:
+            turn.ending = "context"
+        more = request.on_tokens is None or request.on_tokens(turn, count)
+        if turn.ending is None and not more:
+            turn.ending = "cancelled"
+        if turn.ending is not None:
+            if request.supports:
+                turn.support = np.concatenate(request.supports)
+            request.done.set_result(turn)
+
+
+def _support_size(sampling: SamplingConfig) -> int:
+    """The most ids that its truncation leaves, 0 without truncation."""
+    return (sampling.top_k or sampling.nucleus_size) if sampling.truncates else 0
