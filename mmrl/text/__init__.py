@@ -5,6 +5,7 @@ from mmrl.text.pretrained import PretrainedTokenizer, load_tokenizer
 from mmrl.text.streaming import StreamDecoder
 from mmrl.text.tokenizer import CharTokenizer, Tokenizer
 from mmrl.text.tool_calls import ParsedResponse, ToolCall, parse_response
+from mmrl.text.turns import encode_next_turn, family_of, next_turn, tool_messages
 
 __all__ = [
     "CharTokenizer",
@@ -15,6 +16,10 @@ __all__ = [
     "Tokenizer",
     "ToolCall",
     "builtin_template",
+    "encode_next_turn",
+    "family_of",
     "load_tokenizer",
+    "next_turn",
     "parse_response",
+    "tool_messages",
 ]

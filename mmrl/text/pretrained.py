@@ -99,6 +99,11 @@ class PretrainedTokenizer:
         return tuple(dict.fromkeys((self.eos_id, *self._files.stop_ids, self.turn_end_id)))
 
     @functools.cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        added = self._files.backend.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
+
+    @functools.cached_property
     def chat_template(self) -> ChatTemplate | None:
         tokens = self._files.tokens
         if self.template is None:

@@ -21,7 +21,8 @@ class Tokenizer(Protocol):
 
     `encode` adds no special ids. With `special` the text of a special token becomes its id, as chat
     prompts need; without, it is text like any other. `decode` leaves out padding and stop ids and
-    accepts any int. `turn_end_id` ends a turn of the chat template, or is `eos_id` without one.
+    accepts any int. `turn_end_id` ends a turn of the chat template, or is `eos_id` without one;
+    `special_tokens` are the texts of all special ids that text can spell.
     """
 
     @property
@@ -34,6 +35,8 @@ class Tokenizer(Protocol):
     def turn_end_id(self) -> int: ...
     @property
     def stop_ids(self) -> tuple[int, ...]: ...
+    @property
+    def special_tokens(self) -> tuple[str, ...]: ...
     @property
     def chat_template(self) -> ChatTemplate | None: ...
     def encode(self, text: str, *, special: bool = False) -> list[int]: ...
@@ -59,6 +62,7 @@ class CharTokenizer:
     unknown_id = 2
     stop_ids = (eos_id,)
     turn_end_id = eos_id
+    special_tokens = ()
     chat_template = None
 
     def __post_init__(self):
