@@ -37,6 +37,8 @@ def read_examples(
 
     A row needs a prompt (text or chat messages) under `input_key` and, unless `label_key` is None,
     a label under it. Metadata and tools may be absent, or be JSON text; null counts as absent.
+    Metadata that are a list, such as recorded tool calls, stand under `metadata_key` in the
+    example's metadata.
     Blank lines of a .jsonl file are not rows. Raises `UserError` for the first bad row, with its
     line (.jsonl) or row (.parquet) counted from 1, the field, and the remedy.
     """
@@ -53,8 +55,10 @@ def read_examples(
         place = f"{path}:{number}"
         prompt = _required(row, input_key, "input_key", place)
         label = None if label_key is None else _required(row, label_key, "label_key", place)
-        metadata = _optional(row, metadata_key, dict, place) or {}
-        tools = _optional(row, tool_key, list, place)
+        metadata = _optional(row, metadata_key, (dict, list), place) or {}
+        if isinstance(metadata, list):
+            metadata = {metadata_key: metadata}
+        tools = _optional(row, tool_key, (list,), place)
         examples.append(Example(_check_prompt(prompt, input_key, place), label, metadata, tools))
     if not examples:
         raise UserError(f"{source} selects no rows")
@@ -101,15 +105,14 @@ def _required(row: dict[str, Any], key: str, setting: str, place: str) -> Any:
     return value
 
 
-def _optional(row: dict[str, Any], key: str, kind: type, place: str) -> Any:
+def _optional(row: dict[str, Any], key: str, kinds: tuple[type, ...], place: str) -> Any:
     value = row.get(key)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             value = json.loads(value)
-    if value is not None and not isinstance(value, kind):
-        raise UserError(
-            f"{place}: field {key!r} must be a {kind.__name__} or its JSON text, got {value!r}"
-        )
+    if value is not None and not isinstance(value, kinds):
+        words = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{place}: field {key!r} must be a {words} or its JSON text, got {value!r}")
     return value
 
 

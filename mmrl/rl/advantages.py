@@ -8,6 +8,7 @@ papers do not say; ours is the "population" one (G) unless asked.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 # A spread below this is rounding, not information; slime's dynamic-sampling filter has the same.
 MIN_STD = 1e-6
@@ -83,6 +84,20 @@ def overlong_shaping(lengths: jax.Array, *, max_length: int, buffer: int) -> jax
     if not 0 < buffer <= max_length:
         raise ValueError(f"buffer must be in 1..max_length ({max_length}), not {buffer}")
     return jnp.clip((max_length - buffer - jnp.asarray(lengths)) / buffer, -1.0, 0.0)
+
+
+def brevity_shaping(
+    rewards: ArrayLike, lengths: ArrayLike, *, max_lengths: ArrayLike, weights: ArrayLike
+) -> jax.Array:
+    """R - weight · max(R, 0) · length / max_length: of two solved responses the shorter is better.
+
+    Arrays of one shape, or that broadcast to that of `rewards`; lengths count response tokens and
+    weights lie in [0, 1). What is solved stays better than what is not, and wrong responses gain
+    nothing by being short.
+    """
+    rewards = jnp.asarray(rewards)
+    share = jnp.asarray(lengths) / jnp.asarray(max_lengths)
+    return rewards - jnp.asarray(weights) * jnp.maximum(rewards, 0) * share
 
 
 def _valid(rewards: jax.Array, valid: jax.Array | None) -> jax.Array:

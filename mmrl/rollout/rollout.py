@@ -1,6 +1,7 @@
 """The record that travels from sampler to reward, loss, disk and report."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class Rollout:
     support              [P, G, T, K] int32, the ids that top-k and top-p left, -1 padded; or None
     status               [P, G] int32, a `mmrl.data.records.Status`
     reward, advantages   [P, G] float32
+    temperatures         [P] float32, where prompts have one of their own; or None
     metadata             P host objects (the examples), never traced: `arrays()` drops them
     """
 
@@ -34,6 +36,7 @@ class Rollout:
     status: jax.Array
     reward: jax.Array
     advantages: jax.Array
+    temperatures: jax.Array | None = None
     metadata: tuple[Any, ...] = field(default=(), metadata=dict(static=True))
 
     def replace(self, **changes) -> "Rollout":
@@ -44,7 +47,15 @@ class Rollout:
         return self.replace(metadata=())
 
     def split(self, parts: int) -> list["Rollout"]:
-        """Equal parts of consecutive prompts, for several optimizer steps on one rollout."""
-        size = self.tokens.shape[0] // parts
-        slices = [slice(i * size, (i + 1) * size) for i in range(parts)]
-        return [jax.tree.map(lambda x, s=s: x[s], self) for s in slices]
+        """Equal parts of consecutive prompts, for several optimizer steps on one rollout.
+
+        Without metadata. One program, for a part may lie on other devices than in the whole.
+        """
+        return _split(self.arrays(), parts)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _split(rollout: Rollout, parts: int) -> list[Rollout]:
+    size = rollout.tokens.shape[0] // parts
+    slices = [slice(i * size, (i + 1) * size) for i in range(parts)]
+    return [jax.tree.map(lambda x, s=s: x[s], rollout) for s in slices]

@@ -8,6 +8,7 @@ Both read the trainer's own parameters, so an unchanged policy gives the behavio
 again, and gradients flow through the shared prompt into all of its responses.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ from mmrl.models import Cache, Decoder
 from mmrl.rollout.rollout import Rollout
 from mmrl.rollout.sampling import SamplingConfig, draw
 from mmrl.sharding import Layout
+
+Array = jax.Array | np.ndarray
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], length: int | None = None):
@@ -57,12 +60,13 @@ def prefill(model: Decoder, prompt_tokens: jax.Array, prompt_lengths: jax.Array)
 
 def generate(
     model: Decoder,
-    prompts: Sequence[Sequence[int]] | tuple[jax.Array, jax.Array],
+    prompts: Sequence[Sequence[int]] | tuple[Array, Array],
     sampling: SamplingConfig,
     rng: jax.Array,
     *,
-    seeds: jax.Array | None = None,
-    max_new_tokens: jax.Array | None = None,
+    seeds: Array | None = None,
+    max_new_tokens: Array | None = None,
+    temperatures: Array | None = None,
     layout: Layout = "train",
 ) -> Rollout:
     """Samples `sampling.group_size` responses for each prompt.
@@ -73,6 +77,7 @@ def generate(
       seeds: [P] int32, default 0 … P-1. A prompt with the same seed gives the same tokens whatever
         batch it sits in.
       max_new_tokens: [P, G] int32 limits below `sampling.max_new_tokens`, where rows differ.
+      temperatures: [P] float32, positive, in place of `sampling.temperature`, where prompts differ.
       layout: where the model's parameters lie on the mesh (`mmrl.sharding`).
 
     Returns: a `Rollout` with reward and advantages 0 and status COMPLETED where a stop token ended
@@ -86,20 +91,32 @@ def generate(
         max_new_tokens = jnp.full(shape, sampling.max_new_tokens, jnp.int32)
     graphdef, params = nnx.split(model)
     arrays = (params, tokens, lengths, seeds, max_new_tokens, rng)
-    return _generate(graphdef, *arrays, sampling, layout)
+    if temperatures is not None:
+        sampling = dataclasses.replace(sampling, temperature=1.0)
+    return _generate(graphdef, *arrays, sampling, layout, temperatures)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "sampling", "layout"))
 def _generate(
-    graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling, layout
+    graphdef,
+    params,
+    prompt_tokens,
+    prompt_lengths,
+    seeds,
+    limits,
+    rng,
+    sampling,
+    layout,
+    temperatures=None,
 ):
+    arrays = (prompt_tokens, prompt_lengths, seeds, limits, rng)
     with sharding.layout(layout):
-        return _sample(
-            graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling
-        )
+        return _sample(graphdef, params, *arrays, sampling, temperatures)
 
 
-def _sample(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling):
+def _sample(
+    graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling, temperatures
+):
     model = nnx.merge(graphdef, params)
     (rows, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
     batch = rows * group
@@ -110,6 +127,7 @@ def _sample(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng,
     keys = fold_in(prompt_keys, jnp.tile(jnp.arange(group), rows))
     stop_ids = jnp.asarray(sampling.stop_ids, jnp.int32)
     limits = jnp.minimum(limits.reshape(batch), length)
+    tempered = None if temperatures is None else jnp.repeat(temperatures, group)[:, None]
 
     def unfinished(carry):
         step, status, *_ = carry
@@ -121,7 +139,8 @@ def _sample(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng,
         segments = running[:, None].astype(jnp.int32)
         logits, cache = model(token[:, None], segment_ids=segments, cache=cache, layers=layers)
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        drawn, logprob, support = draw(logits[:, 0], step_keys, sampling)
+        logits = logits[:, 0] if tempered is None else logits[:, 0] / tempered
+        drawn, logprob, support = draw(logits, step_keys, sampling)
         token = jnp.where(running, drawn, 0)
         new = {"tokens": token, "logprobs": jnp.where(running, logprob, 0.0), "mask": running}
         if support is not None:
@@ -160,11 +179,14 @@ def _sample(graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng,
         status=status.reshape(rows, group),
         reward=zeros,
         advantages=zeros,
+        temperatures=temperatures,
     )
 
 
 def score(model: Decoder, rollout: Rollout, temperature: float) -> dict[str, jax.Array]:
     """What the model says of a rollout's tokens, by the sampler's own path and differentiable.
+
+    `temperature` is the sampler's, where the rollout does not hold each prompt's own.
 
     Returns: `logprobs` and `entropy` [P, G, T] float32 (entropy of the full tempered softmax in
     nats), and the router statistics of the response tokens. Positions outside the mask hold values
@@ -178,11 +200,14 @@ def score(model: Decoder, rollout: Rollout, temperature: float) -> dict[str, jax
     segments = (jnp.arange(length) < rollout.lengths.reshape(-1, 1)).astype(jnp.int32)
     hidden, _, statistics = model.hidden_states(inputs, segment_ids=segments, cache=cache)
     support = rollout.support
+    tempered: float | jax.Array = temperature
+    if rollout.temperatures is not None:
+        tempered = jnp.repeat(rollout.temperatures, group * length).reshape(tokens.shape)
     logprobs, entropy = model.token_logprobs(
         hidden,
         tokens,
         None if support is None else support.reshape(rows * group, length, -1),
-        temperature,
+        tempered,
     )
     shape = (rows, group, length)
     return {"logprobs": logprobs.reshape(shape), "entropy": entropy.reshape(shape), **statistics}

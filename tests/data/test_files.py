@@ -57,6 +57,18 @@ def test_metadata_and_tools_may_be_absent_null_or_json_text(write):
     assert read_examples(write([{"input": "a", "metadata": None}])) == [Example("a")]
 
 
+def test_metadata_may_be_a_list_under_their_key(write):
+    calls = [{"name": "f", "arguments": "{}"}, {"name": "g", "arguments": "{}"}]
+    rows = [{"input": "a", "calls": calls}, {"input": "b", "calls": None}]
+    first, second = read_examples(write(rows), metadata_key="calls")
+    assert first.metadata == {"calls": calls}
+    assert second.metadata == {}
+    [text] = read_examples(
+        write([{"input": "a", "calls": json.dumps(calls)}]), metadata_key="calls"
+    )
+    assert text.metadata == {"calls": calls}
+
+
 def test_a_prompt_may_be_chat_messages_under_a_key_of_its_own(write):
     messages = [{"role": "system", "content": "add"}, {"role": "user", "content": "1 + 1"}]
     assert read_examples(write([{"chat": messages}]), input_key="chat") == [Example(messages)]

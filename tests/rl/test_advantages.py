@@ -142,3 +142,12 @@ def test_advantages_compile():
     np.testing.assert_allclose(
         jitted(REWARDS, VALID), advantages.group_relative(REWARDS, VALID), rtol=1e-6
     )
+
+
+def test_brevity_costs_solved_responses_their_share_and_wrong_ones_nothing():
+    rewards = np.array([[1.0, 1.0, 0.0, -1.0], [2.0, 0.5, 1.0, 1.0]])
+    lengths = np.array([[4, 8, 1, 8], [10, 20, 0, 20]])
+    limits, weights = np.array([[8], [20]]), np.array([[0.5], [0.2]])
+    expected = np.array([[0.75, 0.5, 0.0, -1.0], [1.8, 0.4, 1.0, 0.8]])
+    found = advantages.brevity_shaping(rewards, lengths, max_lengths=limits, weights=weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

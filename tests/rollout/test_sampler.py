@@ -138,3 +138,27 @@ def test_an_impossible_prompt_is_named():
         pad_prompts([[3], []])
     with pytest.raises(ValueError, match="prompt 0 has 3 tokens; it must have 1 to 2"):
         pad_prompts([[3, 4, 5]], length=2)
+
+
+@pytest.mark.parametrize("setting", ["plain", "top-k and top-p"])
+def test_prompts_with_temperatures_of_their_own_are_as_if_each_had_been_alone(setting, model):
+    sampling = dataclasses.replace(SAMPLING, **SETTINGS[setting])
+    temperatures = np.asarray([0.5, 1.0, 2.0, 0.7], np.float32)
+    key = jax.random.key(4)
+    mixed = generate(model, PROMPTS, sampling, key, temperatures=temperatures)
+    scored = jax.jit(lambda r: score(model, r, 123.0))(mixed)
+    for row, temperature in enumerate(temperatures.tolist()):
+        one = dataclasses.replace(sampling, temperature=temperature)
+        alone = generate(model, PROMPTS, one, key)
+        np.testing.assert_array_equal(mixed.tokens[row], alone.tokens[row])
+        np.testing.assert_allclose(
+            mixed.behaviour_logprobs[row], alone.behaviour_logprobs[row], atol=1e-5
+        )
+        expected = jax.jit(lambda r, t=temperature: score(model, r, t))(alone)
+        kept = np.asarray(alone.mask[row]) > 0
+        for name in ("logprobs", "entropy"):
+            found = np.asarray(scored[name][row])[kept]
+            np.testing.assert_allclose(found, np.asarray(expected[name][row])[kept], atol=1e-5)
+    # The temperatures matter: the same rows at another one draw other tokens.
+    other = generate(model, PROMPTS, sampling, key, temperatures=temperatures[::-1])
+    assert (np.asarray(other.tokens) != np.asarray(mixed.tokens)).any()
