@@ -4,7 +4,7 @@ Iterators are grain's: `get_state()` is a small JSON value, `set_state()` resume
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from grain.experimental import FirstFitPackIterDataset
 
+from mmrl.data.bfcl import bfcl_examples
 from mmrl.data.files import read_examples
 from mmrl.data.records import Example, prompt_tokens
 from mmrl.data.tasks import ReasoningGymSource
@@ -23,11 +24,12 @@ from mmrl.text import Tokenizer
 class DataConfig:
     """Where examples come from and in which order.
 
-    source          "reasoning_gym", or a .jsonl or .parquet path with an optional `@[a:b]` slice
+    source          "reasoning_gym", "bfcl", or a .jsonl or .parquet path with an optional `@[a:b]`
     datasets        reasoning_gym: {name: settings and weight}, see `ReasoningGymSource`
+                    bfcl: {category: settings}, see `bfcl_examples`
     size            reasoning_gym: examples in an epoch
-    split           reasoning_gym: "train" or "held_out", disjoint by a hash of the question
-    held_out_every  reasoning_gym: one question in this many is held out
+    split           not of files: "train" or "held_out", disjoint by a hash of the question or id
+    held_out_every  not of files: one question or id in this many is held out
     *_key           files: names of the fields, see `read_examples`
     prompt_suffix   appended to text prompts; where answers begin, when the question does not say
     chat            text prompts become a user's message, for the tokenizer's chat template
@@ -61,11 +63,16 @@ class DataConfig:
             raise UserError(f"split must be 'train' or 'held_out', got {self.split!r}")
         if self.system_prompt is not None and not self.chat:
             raise UserError("system_prompt is for chat prompts: set chat=True")
-        if self.source != "reasoning_gym" and self.split == "held_out":
+        if not self.has_held_out and self.split == "held_out":
             raise UserError(
-                f"only reasoning_gym has a held_out split; for {self.source} name another file or "
-                "hold rows out with a slice, path@[a:b]"
+                f"files have no held_out split; for {self.source} name another file or hold rows "
+                "out with a slice, path@[a:b]"
             )
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether the source has a held-out split of its own."""
+        return self.source in ("reasoning_gym", "bfcl")
 
 
 def examples(config: DataConfig) -> grain.MapDataset:
@@ -75,6 +82,12 @@ def examples(config: DataConfig) -> grain.MapDataset:
             config.datasets,
             seed=config.seed,
             size=config.size,
+            held_out=config.split == "held_out",
+            held_out_every=config.held_out_every,
+        )
+    elif config.source == "bfcl":
+        source = bfcl_examples(
+            config.datasets,
             held_out=config.split == "held_out",
             held_out_every=config.held_out_every,
         )
@@ -99,13 +112,13 @@ def example_batches(
 ) -> grain.DatasetIterator:
     """Endless iterator of lists of `Example`s, `batch_size` over all processes.
 
-    Epoch follows epoch without a gap, each in an order of its own. Process i of n takes examples
-    i, i + n, i + 2n, … of the one global order, so batch k is the same set of examples for every
-    number of processes, and so is the state. Raises `UserError` if `batch_size` cannot be shared
+    Epoch follows epoch without a gap, each in an order of its own. Each process has consecutive
+    examples of every batch, so batch k is the same for every number of processes, one process's
+    part after another's, and so is the state. Raises `UserError` if `batch_size` cannot be shared
     equally.
     """
-    stream = _stream(config, process_index, process_count)
-    local = _local_batch_size(batch_size, process_count)
+    stream = _stream(config, batch_size, process_index, process_count)
+    local = batch_size // process_count
     # Without drop_remainder grain rounds the length of the endless stream up, beyond an int.
     return iter(_iterate(stream.batch(local, drop_remainder=True, batch_fn=list)))
 
@@ -117,6 +130,7 @@ def supervised_batches(
     batch_size: int,
     length: int,
     pack: bool = False,
+    prepare: Callable[[int, Example], Example] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
@@ -131,24 +145,25 @@ def supervised_batches(
         segment_ids  [B, T] int32, 1, 2, … for the examples of a row, 0 for padding
         positions    [B, T] int32, from 0 in each example
 
+    `prepare` changes an example before it is tokenized, knowing its number among those of all processes.
+
+    Packed rows and the state hold other examples for another number of processes: each packs what
+    is its own.
+
     mask[b, t] belongs to tokens[b, t], which the logits at t - 1 predict; the first token of an
     example is never a target. Raises `UserError` for an example that is longer than `length` (none
     is cut or dropped), has no label to learn, or an empty prompt.
     """
-    local = _local_batch_size(batch_size, process_count)
+    stream = _stream(config, batch_size, process_index, process_count, prepare)
     rows = FirstFitPackIterDataset(
-        _iterate(
-            _stream(config, process_index, process_count).map(
-                lambda example: _token_row(example, tokenizer, length)
-            )
-        ),
+        _iterate(stream.map(lambda example: _token_row(example, tokenizer, length))),
         length_struct={"tokens": length, "mask": length},
         padding_struct={"tokens": tokenizer.pad_id, "mask": 0},
-        num_packing_bins=local,
+        num_packing_bins=batch_size // process_count,
         shuffle_bins=False,
         max_sequences_per_bin=None if pack else 1,
     )
-    return iter(rows.map(_rename).batch(local))
+    return iter(rows.map(_rename).batch(batch_size // process_count))
 
 
 def _with_prompt(example: Example, config: DataConfig) -> Example:
@@ -164,27 +179,52 @@ def _with_prompt(example: Example, config: DataConfig) -> Example:
     return dataclasses.replace(example, prompt=chat)
 
 
-def _stream(config: DataConfig, process_index: int, process_count: int) -> grain.MapDataset:
-    """Endless examples of one process."""
+def _stream(
+    config: DataConfig,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    prepare: Callable[[int, Example], Example] | None = None,
+) -> grain.MapDataset:
+    """Endless examples of one process: its part of batch 0, of batch 1, …"""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size {batch_size} must be a positive multiple of {process_count} processes"
+        )
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index must be from 0 to {process_count - 1}, got {process_index}")
     epoch = examples(config)
     if config.shuffle:
         epoch = epoch.shuffle(seed=config.seed)
-    return epoch.repeat()[process_index::process_count]
+    stream = epoch.repeat()
+    if prepare is not None:
+        stream = stream.map_with_index(prepare)
+    if process_count == 1:
+        return stream
+    size = batch_size // process_count
+    return grain.MapDataset.source(_Share(stream, size, process_index * size, batch_size))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Of every `period` items of an endless dataset, the `size` items from `start` on."""
+
+    stream: grain.MapDataset
+    size: int
+    start: int
+    period: int
+
+    def __len__(self) -> int:
+        return len(self.stream) // self.period * self.size
+
+    def __getitem__(self, index: int) -> Example:
+        batch, row = divmod(index, self.size)
+        return self.stream[batch * self.period + self.start + row]
 
 
 def _iterate(dataset: grain.MapDataset) -> grain.IterDataset:
     # Examples are generated or in memory: reading threads would only contend for the interpreter.
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-
-
-def _local_batch_size(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"batch_size {batch_size} must be a positive multiple of {process_count} processes"
-        )
-    return batch_size // process_count
 
 
 def _token_row(example: Example, tokenizer: Tokenizer, length: int) -> dict[str, np.ndarray]:

@@ -124,7 +124,7 @@ def _evaluate(reward_function: Reward, sample: Sample, timeout_seconds: float) -
         outcome = reward_function(sample)
         if inspect.isawaitable(outcome):
             outcome = asyncio.run(_await(outcome, timeout_seconds))
-        return _result(outcome)
+        return to_result(outcome)
     except BaseException as error:  # noqa: BLE001
         return RewardResult(error=f"{type(error).__name__}: {error}")
 
@@ -139,7 +139,8 @@ async def _await(outcome: Awaitable[Outcome], timeout_seconds: float) -> Outcome
         raise
 
 
-def _result(outcome: Any) -> RewardResult:
+def to_result(outcome: Any) -> RewardResult:
+    """What a reward returned. Raises ValueError for what is no finite number or dict of them."""
     if not isinstance(outcome, Mapping):
         return RewardResult(_number(outcome, "the reward"))
     components = {str(key): _number(value, f"{key!r}") for key, value in outcome.items()}

