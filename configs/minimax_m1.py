@@ -18,12 +18,13 @@ from mmrl.training.optimizer import OptimizerConfig
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        model=minimax_m1(),
+        # In bfloat16 a weight of 0.02 cannot move by less than 6e-5, sixty times the learning rate.
+        model=minimax_m1(param_dtype="float32"),
         data=DataConfig(source="reasoning_gym"),
         sampling=SamplingConfig(group_size=16, max_new_tokens=40_960, temperature=1.0),
         objective=ObjectiveConfig(name="cispo", eps_high=4.0, eps_low=None),
         optimizer=OptimizerConfig(learning_rate=1e-6, b1=0.9, b2=0.95, eps=1e-15),
-        mesh=MeshConfig(data=1, fsdp=64, tensor=8),
+        mesh=MeshConfig(data=1, fsdp=4, expert=16, tensor=8),
         steps=1000,
         prompts_per_step=512,
         prompt_length=2048,

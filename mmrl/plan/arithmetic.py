@@ -111,32 +111,36 @@ def recomputed_flops(config: DecoderConfig, rows: int, tokens: int, **options) -
     """FLOPs that `config.remat` does twice.
 
     "full": all layers, but for the products whose results only leave the layer: a dense MLP's last,
-    with its adapter, or the weighted sum over experts. "dots_saveable" spares the router and, where
-    every expert runs, the experts; "dots_with_no_batch_dims_saveable" the router's logits. Neither
-    sees the products whose gradients are written by hand: projections, softmax, sorted experts.
+    with its adapter, or the weighted sum over experts. "projections" spares what is multiplied by a
+    weight matrix, the experts' aside, "products" all.
     """
-    if config.remat == "none":
+    if config.remat in ("none", "products"):
         return Flops()
     again = forward_flops(config, rows, tokens, **{**options, "head": False})
     new = rows * tokens
-    layers, left_out, adapter = new * config.num_layers, 0, 0
+    layers = new * config.num_layers
+    if config.remat == "projections":
+        few, experts, combine = _few(config, new), 0, 0
+        if config.num_experts:
+            used = config.num_experts if few else config.experts_per_token
+            experts = used * 6 * config.hidden_size * config.intermediate_size
+            combine = _mlp(config, new)[1] if config.shared_expert_size else 0
+        choice = _router(config, new)[1] / 2 if few and config.num_experts else 0
+        return dataclasses.replace(
+            again, projections=0.0, router=layers * choice, mlp=layers * (experts + combine)
+        )
+    left_out, adapter = 0, 0
     if not config.num_experts:
         left_out = 2 * config.intermediate_size * config.hidden_size
         if config.lora and "down" in config.lora_targets:
             adapter = 2 * config.lora.rank * config.hidden_size
     elif not config.shared_expert_size:
         left_out = _mlp(config, new)[1]
-    again = dataclasses.replace(
+    return dataclasses.replace(
         again,
         projections=again.projections - layers * adapter,
         mlp=again.mlp - layers * left_out,
     )
-    if config.remat == "dots_saveable":
-        mlp = 0.0 if config.num_experts and _few(config, new) else again.mlp
-        return dataclasses.replace(again, router=0.0, mlp=mlp)
-    if config.remat == "dots_with_no_batch_dims_saveable":
-        return dataclasses.replace(again, router=layers * _router(config, new)[1])
-    return again
 
 
 def decode_flops(config: DecoderConfig, rows: int, tokens: int, *, context: int = 0) -> Flops:

@@ -1,58 +1,76 @@
 """Bytes and times of an RL step on a mesh by arithmetic alone, to prune with before compiling.
 
-A lower bound of what a device holds and of how long it takes: compiled programs keep temporaries
-and move activations that are not counted here. Weights are cut by the rules of `mmrl.sharding`;
-the rest follows the layout that those rules ask for:
+What lies where follows the rules of `mmrl.sharding`. What is counted:
 
-- `data`, `fsdp`, `expert` cut rows where they divide them, `sequence` tokens, `tensor` heads, MLP
-  and vocabulary.
-- FSDP gathers every weight for the forward pass and again for the backward pass of each
-  micro-batch, scatters the gradients, and gathers every weight for each token that is decoded.
-- A tensor-parallel layer has two all-reduces of its activations each pass; an expert-parallel one
-  two all-to-alls, of the rows that go to other devices' experts.
-- With `remat` the input of each layer is kept, and the forward pass is run again.
-- A rollout on a mesh of its own first sends each device its part of the weights.
+- A device computes its share of rows, tokens, heads, MLP and vocabulary, where the mesh divides
+  them; what it does not divide, every device does.
+- Training gathers every weight over `fsdp` for the forward and again for the backward pass of each
+  micro-batch, and scatters the gradients. A tensor-parallel layer has two all-reduces of its
+  activations each pass, an expert-parallel one two all-to-alls; `sequence` gathers keys and values.
+- In the sampler's layout weights stay where they are, and each layer's activations are summed over
+  the devices that its weights are cut over. Every token reads all of a device's weights and cache.
+- With `remat` the input of each layer is kept (and what `mmrl.models.decoder` names), and one layer
+  at a time is computed again.
+
+Temporaries of the compiler beyond these are not, so it is a lower bound of what a device holds and
+of how long it takes.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import NamedSharding
 
+from mmrl import sharding
 from mmrl.models import DecoderConfig
-from mmrl.plan.arithmetic import Flops, Workload, step_flops
+from mmrl.plan.arithmetic import (
+    Flops,
+    Workload,
+    backward_flops,
+    decode_flops,
+    forward_flops,
+    recomputed_flops,
+    step_flops,
+)
 from mmrl.plan.devices import Topology
 from mmrl.plan.memory import cache_bytes, parameter_shapes, weights_read
-from mmrl.plan.roofline import Cost, Efficiency, Phase, all_gather_sent, cost
-from mmrl.sharding import MeshConfig, spec
+from mmrl.plan.roofline import Cost, Efficiency, Phase, Transfer, all_gather_sent, cost
+from mmrl.sharding import Layout, MeshConfig, abstract_mesh, spec
+
+HEAD_PIECE = 8192  # rows of the head that the fused head multiplies at once
 
 
 @dataclass(frozen=True)
 class DeviceBytes:
-    """Bytes that one device holds; `activations` and `logits` are those of one micro-batch."""
+    """Bytes that one device holds; activations are those of one micro-batch.
+
+    `activations` are kept for the backward pass, `working` is one layer's and the head's.
+    """
 
     parameters: float
     gradients: float
     optimizer: float
     activations: float
-    logits: float
+    working: float
     rollout_parameters: float
     cache: float
+    rollout_working: float
 
     @property
     def update(self) -> float:
         """All that an update holds at once."""
         state = self.parameters + self.gradients + self.optimizer
-        return state + self.activations + self.logits
+        return state + self.activations + self.working
 
     @property
     def rollout(self) -> float:
         """All that a rollout holds at once; the optimizer's state waits."""
-        return self.rollout_parameters + self.optimizer + self.cache
+        return self.rollout_parameters + self.optimizer + self.cache + self.rollout_working
 
     @property
     def peak(self) -> float:
@@ -64,25 +82,271 @@ class Step:
     """An RL step to estimate; all mesh sizes are positive.
 
     `micro_batches` are those of all the updates on a rollout together, `updates` how often the
-    optimizer runs. The rollout has `mesh` too unless it has a `rollout_mesh` of its own.
+    optimizer runs, `rollout_batches` how many the sampler draws its prompts in.
     """
 
     config: DecoderConfig
     work: Workload
     mesh: MeshConfig
-    rollout_mesh: MeshConfig | None = None
     micro_batches: int = 1
     updates: int = 1
-
-    @property
-    def rollout(self) -> MeshConfig:
-        return self.rollout_mesh or self.mesh
+    rollout_batches: int = 1
 
     @property
     def micro_batch(self) -> Workload:
-        return dataclasses.replace(
-            self.work, prompts=max(self.work.prompts // self.micro_batches, 1)
+        return self._part(self.micro_batches)
+
+    @property
+    def rollout_batch(self) -> Workload:
+        return self._part(self.rollout_batches)
+
+    def _part(self, parts: int) -> Workload:
+        return dataclasses.replace(self.work, prompts=max(-(-self.work.prompts // parts), 1))
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Over how many devices a layout cuts each part of the work on `rows` rows of `tokens`."""
+
+    rows: int
+    batch: int
+    time: int
+    hidden: int
+    heads: int
+    activation_heads: int
+    activation_kv_heads: int
+    mlp: int
+    vocab: int
+
+    def share(self, flops: Flops) -> Flops:
+        """What one device computes."""
+        tokens, mixing = self.rows * self.time, self.batch * self.time * self.activation_heads
+        return Flops(
+            projections=flops.projections / (tokens * self.heads),
+            lightning=flops.lightning / mixing,
+            softmax=flops.softmax / mixing,
+            router=flops.router / tokens,
+            mlp=flops.mlp / (tokens * self.mlp),
+            head=flops.head / (tokens * self.vocab),
         )
+
+
+@functools.cache
+def cuts(config: DecoderConfig, mesh: MeshConfig, layout: Layout, rows: int, tokens: int) -> Cuts:
+    """The cuts of a layout, by the rules of `mmrl.sharding`."""
+    abstract = abstract_mesh(mesh)
+    sizes = {
+        "rows": rows,
+        "batch": rows,
+        "time": tokens,
+        "hidden": config.hidden_size,
+        "heads": config.num_heads,
+        "activation_heads": config.num_heads,
+        "activation_kv_heads": config.num_kv_heads,
+        "mlp": config.intermediate_size,
+        "vocab": config.vocab_size,
+    }
+    with sharding.layout(layout):
+        return Cuts(**{axis: sharding.parts(axis, n, abstract) for axis, n in sizes.items()})
+
+
+@functools.cache
+def parameter_bytes(
+    config: DecoderConfig, mesh: MeshConfig, layout: Layout = "train", trained: bool = False
+) -> float:
+    """Bytes of one device's part of the parameters, or of those that are trained."""
+    tree = parameter_shapes(config)
+    if trained and config.lora is not None:
+        tree = nnx.filter_state(tree, nnx.LoRAParam)
+    abstract, total = abstract_mesh(mesh), 0.0
+    with sharding.layout(layout):
+        for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+            array = leaf.get_value()
+            place = NamedSharding(abstract, spec(leaf.get_metadata("axes"), array.shape, abstract))
+            total += math.prod(place.shard_shape(array.shape)) * array.dtype.itemsize
+    return total
+
+
+def device_bytes(step: Step) -> DeviceBytes:
+    """What one device holds in the step."""
+    config, mesh, one, drawn = step.config, step.mesh, step.micro_batch, step.rollout_batch
+    trained = parameter_bytes(config, mesh, trained=True)
+    of_update = cuts(config, mesh, "train", one.rows, one.response_length)
+    tokens = one.response_tokens / (of_update.rows * of_update.time)
+    of_prompts = cuts(config, mesh, "decode", drawn.prompts, drawn.prompt_length)
+    prompt_tokens = drawn.prompts * drawn.prompt_length / (of_prompts.rows * of_prompts.time)
+    return DeviceBytes(
+        parameters=parameter_bytes(config, mesh),
+        gradients=trained * (2 if step.micro_batches > step.updates else 1),
+        optimizer=2 * trained,
+        activations=config.num_layers * tokens * _kept_width(config, of_update),
+        working=tokens * (_layer_width(config, of_update) + 8 * min(config.vocab_size, HEAD_PIECE)),
+        rollout_parameters=parameter_bytes(config, mesh, "decode"),
+        cache=_cache(step, drawn.rows, drawn.response_length)
+        + _cache(step, drawn.prompts, drawn.prompt_length),
+        rollout_working=prompt_tokens * _layer_width(config, of_prompts),
+    )
+
+
+def _layer_width(config: DecoderConfig, cut: Cuts) -> float:
+    """Bytes of all that a layer computes for a token, on one device."""
+    heads = config.num_heads * config.head_dim / min(cut.heads, cut.activation_heads)
+    mlp, hidden = config.intermediate_size / cut.mlp, config.hidden_size
+    experts = config.experts_per_token if config.num_experts else 0
+    inside = 3 * mlp if not experts else experts * (3 * mlp + 2 * hidden)
+    # The rows of experts are summed in float32.
+    itemsize = jnp.dtype(config.dtype).itemsize
+    return itemsize * (5 * heads + 4 * hidden + inside) + 4 * experts * hidden
+
+
+def _kept_width(config: DecoderConfig, cut: Cuts) -> float:
+    """Bytes a token and layer that the backward pass finds again."""
+    itemsize, hidden = jnp.dtype(config.dtype).itemsize, config.hidden_size / cut.hidden
+    if config.remat == "none":
+        return _layer_width(config, cut)
+    if config.remat == "full":
+        return itemsize * hidden
+    heads = config.num_heads * config.head_dim / cut.heads
+    mlp = config.intermediate_size / cut.mlp
+    width = hidden + config.hidden_size + 4 * heads + (0 if config.num_experts else 2 * mlp)
+    if config.remat == "products":
+        experts = config.experts_per_token if config.num_experts else 0
+        width += heads + experts * (2 * mlp + config.hidden_size)
+    return itemsize * width
+
+
+def _cache(step: Step, rows: int, slots: int) -> float:
+    """Bytes of a device's part of a cache."""
+    cut = cuts(step.config, step.mesh, "decode", rows, 1)
+    states = cache_bytes(step.config, 0) * rows / (cut.batch * cut.activation_heads)
+    filled = cache_bytes(step.config, slots) - cache_bytes(step.config, 0)
+    return states + filled * rows / (cut.batch * cut.activation_kv_heads)
+
+
+def phases(step: Step) -> list[Phase]:
+    """The phases of a step, one device's part of each; `reshard` is there and back."""
+    found = [_prefill(step), _decode(step), _update(step)]
+    arriving = parameter_bytes(step.config, step.mesh, "decode")
+    back = parameter_bytes(step.config, step.mesh)
+    if step.mesh.fsdp > 1:
+        everywhere = tuple(dataclasses.asdict(step.mesh))
+        sent = (_sent(step.mesh, everywhere, arriving + back, 2),)
+        found.insert(0, Phase("reshard", 0.0, 2 * (arriving + back), sent=sent))
+    return found
+
+
+def _sent(mesh: MeshConfig, axes: tuple[str, ...], size: float, times: float = 1.0) -> Transfer:
+    """Bytes that a device sends to those of mesh axes, in so many collectives.
+
+    Devices are numbered along the last axis of the mesh first.
+    """
+    sizes = dataclasses.asdict(mesh)
+    devices = math.prod(sizes[axis] for axis in axes)
+    used = [axis for axis in axes if sizes[axis] > 1]
+    inner = list(sizes)[min((list(sizes).index(axis) for axis in used), default=0) :]
+    span = math.prod(sizes[axis] for axis in inner) if used else 1
+    return Transfer(devices, size if used else 0.0, times if used else 0.0, span)
+
+
+def _prefill(step: Step) -> Phase:
+    config, mesh, drawn = step.config, step.mesh, step.rollout_batch
+    cut = cuts(config, mesh, "decode", drawn.prompts, drawn.prompt_length)
+    flops = cut.share(forward_flops(config, drawn.prompts, drawn.prompt_length, head=False))
+    flops *= step.rollout_batches
+    tokens = drawn.prompts * drawn.prompt_length / (cut.rows * cut.time)
+    read = step.rollout_batches * parameter_bytes(config, mesh, "decode")
+    sent = _decode_sent(step, cut, step.rollout_batches * tokens, step.rollout_batches)
+    return Phase("prefill", flops.total, read, flops.float32, sent)
+
+
+def _decode(step: Step) -> Phase:
+    config, mesh, drawn = step.config, step.mesh, step.rollout_batch
+    length, rows = drawn.response_length, drawn.rows
+    cut = cuts(config, mesh, "decode", rows, 1)
+    flops = cut.share(decode_flops(config, rows, length, context=drawn.prompt_length))
+    # Experts that no row chose are not read; a step of many rows reads all weights.
+    read = weights_read(config, rows) / weights_read(config, 1_000_000)
+    states = _cache(step, rows, 0)
+    filled = states + _cache(step, rows, drawn.prompt_length + length // 2)
+    moved = length * (read * parameter_bytes(config, mesh, "decode") + filled)
+    batches = step.rollout_batches
+    sent = _decode_sent(step, cut, batches * length * rows / cut.rows, batches * length)
+    return Phase("decode", batches * flops.total, batches * moved, batches * flops.float32, sent)
+
+
+def _decode_sent(step: Step, cut: Cuts, tokens: float, passes: int) -> tuple[Transfer, ...]:
+    """What a device sends for its `tokens` in so many passes: two sums a layer and the experts'."""
+    config, mesh, layers = step.config, step.mesh, step.config.num_layers
+    activations = tokens * config.hidden_size * jnp.dtype(config.dtype).itemsize
+    heads = 2 * layers * all_gather_sent(activations, cut.heads)
+    mlp = 2 * layers * all_gather_sent(activations, cut.mlp)
+    experts = 2 * layers * all_gather_sent(activations * mesh.expert, mesh.expert)
+    over = ("tensor", "fsdp")
+    return (
+        _sent(mesh, over if cut.heads > mesh.tensor else over[:1], heads, passes * layers),
+        _sent(mesh, over if cut.mlp > mesh.tensor else over[:1], mlp, passes * layers),
+        _sent(mesh, ("expert",), experts if config.num_experts else 0.0, 2 * passes * layers),
+    )
+
+
+def _update(step: Step) -> Phase:
+    """All micro-batches of all updates, and the optimizer."""
+    config, mesh, one, n = step.config, step.mesh, step.micro_batch, step.micro_batches
+    width, length = one.prompt_length, one.response_length
+    prompts = cuts(config, mesh, "train", one.prompts, width)
+    responses = cuts(config, mesh, "train", one.rows, length)
+    flops = prompts.share(_trained(config, one.prompts, width, head=False))
+    flops += responses.share(_trained(config, one.rows, length, context=width))
+    tokens = one.prompts * width / (prompts.rows * prompts.time)
+    tokens += one.response_tokens / (responses.rows * responses.time)
+    memory = device_bytes(step)
+    passes = 2 if config.remat == "none" else 3
+    gathered = parameter_bytes(config, dataclasses.replace(mesh, fsdp=1))
+    # AdamW reads parameter, gradient and two moments, and writes all but the gradient.
+    trained = parameter_bytes(config, mesh, trained=True)
+    optimizer = step.updates * (3 * trained + 2 * memory.optimizer)
+    return Phase(
+        "update",
+        n * flops.total,
+        n * (passes + 1) * gathered + optimizer,
+        n * flops.float32,
+        _update_sent(step, n * passes * tokens, gathered, trained, responses),
+    )
+
+
+def _trained(config: DecoderConfig, rows: int, tokens: int, **options) -> Flops:
+    """Forward and backward pass, and what is computed again."""
+    forward = forward_flops(config, rows, tokens, **options)
+    again = recomputed_flops(config, rows, tokens, **options)
+    return forward + backward_flops(config, rows, tokens, **options) + again
+
+
+def _update_sent(
+    step: Step, tokens: float, gathered: float, trained: float, cut: Cuts
+) -> tuple[Transfer, ...]:
+    """`tokens` pass through the layers of one device, every pass counted."""
+    config, mesh = step.config, step.mesh
+    itemsize = jnp.dtype(config.dtype).itemsize
+    activations = tokens * config.hidden_size * itemsize
+    # Weights are cast to the compute dtype before they are gathered; gradients are not.
+    narrow = gathered * itemsize / jnp.dtype(config.param_dtype).itemsize
+    scattered = gathered if config.lora is None else trained * mesh.fsdp
+    through_fsdp = all_gather_sent(2 * narrow + scattered, mesh.fsdp)
+    softmax = config.num_groups * config.layer_pattern.count("softmax")
+    keys = 2 * config.num_kv_heads / cut.activation_kv_heads * config.head_dim * itemsize
+    keys = softmax * all_gather_sent(tokens * cut.time * keys, mesh.sequence)
+    experts = 2 * config.num_layers * config.experts_per_token * activations
+    experts = all_gather_sent(experts, mesh.expert) if config.num_experts else 0.0
+    tensor = 4 * config.num_layers * all_gather_sent(activations, mesh.tensor)
+    data = 2 * step.updates * all_gather_sent(trained, mesh.data)
+    passes = step.micro_batches * config.num_layers
+    return (
+        _sent(mesh, ("fsdp",), step.micro_batches * through_fsdp, 3 * passes),
+        _sent(mesh, ("tensor",), tensor, 6 * passes),
+        _sent(mesh, ("expert",), experts, 6 * passes),
+        _sent(mesh, ("sequence",), keys, 3 * passes),
+        _sent(mesh, ("data",), data, step.updates),
+    )
 
 
 def step_cost(
@@ -94,12 +358,9 @@ def step_cost(
     efficiency: Efficiency | None = None,
 ) -> Cost:
     """Time and dollars of `steps` such steps on the slice."""
-    phases = [*_rollout_phases(step), _update_phase(step)]
-    if step.rollout != step.mesh:
-        phases.insert(0, _reshard_phase(step))
     useful = step_flops(step.config, step.work, recompute=False)
     return cost(
-        phases,
+        phases(step),
         topology,
         tokens=step.work.response_tokens,
         model_flops=sum(flops.total for flops in useful.values()),
@@ -107,144 +368,3 @@ def step_cost(
         dollars_per_hour=dollars_per_hour,
         efficiency=efficiency,
     )
-
-
-def device_bytes(step: Step) -> DeviceBytes:
-    """What one device holds in the step."""
-    config, work, one, mesh = step.config, step.work, step.micro_batch, step.mesh
-    params = parameter_shapes(config)
-    trained = params if config.lora is None else nnx.filter_state(params, nnx.LoRAParam)
-    tokens = one.response_tokens / row_shards(mesh, one.rows) / mesh.sequence
-    kept = config.num_layers if config.remat != "none" else 0
-    return DeviceBytes(
-        parameters=sharded_bytes(params, mesh),
-        gradients=sharded_bytes(trained, mesh),
-        optimizer=2 * sharded_bytes(trained, mesh),
-        activations=kept * tokens * config.hidden_size * jnp.dtype(config.dtype).itemsize,
-        logits=tokens * config.vocab_size / mesh.tensor * 4,
-        rollout_parameters=sharded_bytes(params, step.rollout),
-        cache=_cache(step, work.rows, work.response_length)
-        + _cache(step, work.prompts, work.prompt_length),
-    )
-
-
-def row_shards(mesh: MeshConfig, rows: int) -> int:
-    """Devices that rows are cut over: those of all the batch's mesh axes, or one."""
-    shards = mesh.data * mesh.fsdp * mesh.expert
-    return 1 if rows % shards else shards
-
-
-def sharded_bytes(tree: nnx.State, mesh: MeshConfig) -> float:
-    """Bytes of one device's part of the parameters, by the rules of `mmrl.sharding`."""
-    sizes = dataclasses.asdict(mesh)
-    abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    total = 0.0
-    for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        array, axes = leaf.get_value(), leaf.get_metadata("axes")
-        part = NamedSharding(abstract, spec(axes, array.shape, abstract)).shard_shape(array.shape)
-        total += math.prod(part) * array.dtype.itemsize
-    return total
-
-
-def _gathered_bytes(config: DecoderConfig, mesh: MeshConfig) -> float:
-    """Bytes of a device's part of the parameters after FSDP's gather."""
-    return sharded_bytes(parameter_shapes(config), dataclasses.replace(mesh, fsdp=1))
-
-
-def _cache(step: Step, rows: int, slots: int) -> float:
-    """Bytes of a device's part of a cache."""
-    heads = step.config.num_kv_heads
-    parts = step.rollout.tensor if heads % step.rollout.tensor == 0 else 1
-    return cache_bytes(step.config, slots) * rows / row_shards(step.rollout, rows) / parts
-
-
-def _phase(
-    name: str,
-    step: Step,
-    mesh: MeshConfig,
-    flops: Flops,
-    *,
-    rows: int,
-    hbm_bytes: float,
-    gathers: float,
-    tokens: float,
-    reduced: float = 0.0,
-) -> Phase:
-    """One device's part of a phase.
-
-    `gathers` is how often all weights are gathered or scattered, `tokens` how many pass through the
-    layers, every pass counted, `reduced` the bytes that are summed over the data axis.
-    """
-    config = step.config
-    parts = row_shards(mesh, rows) * mesh.sequence
-    share = flops * (1 / (parts * mesh.tensor))
-    activations = tokens / parts * config.hidden_size * jnp.dtype(config.dtype).itemsize
-    to_experts = 2 * config.num_layers * config.experts_per_token * activations
-    weights = _gathered_bytes(config, mesh)
-    sent = (
-        (mesh.fsdp, gathers * all_gather_sent(weights, mesh.fsdp)),
-        (mesh.tensor, 4 * config.num_layers * all_gather_sent(activations, mesh.tensor)),
-        (mesh.expert, all_gather_sent(to_experts, mesh.expert) if config.num_experts else 0.0),
-        (mesh.data, 2 * all_gather_sent(reduced, mesh.data)),
-    )
-    return Phase(name, share.total, hbm_bytes, share.float32, sent)
-
-
-def _rollout_phases(step: Step) -> list[Phase]:
-    config, work, mesh = step.config, step.work, step.rollout
-    flops = step_flops(config, work)
-    weights = _gathered_bytes(config, mesh)
-    length, rows = work.response_length, work.rows
-    # Experts that no row chose are not read; a step of many rows reads all weights.
-    read = weights_read(config, rows) / weights_read(config, 1_000_000)
-    states = _cache(step, rows, 0)
-    cache = states + _cache(step, rows, work.prompt_length + length // 2)
-    prefill = _phase(
-        "prefill",
-        step,
-        mesh,
-        flops["prefill"],
-        rows=work.prompts,
-        hbm_bytes=weights,
-        gathers=1,
-        tokens=work.prompts * work.prompt_length,
-    )
-    decode = _phase(
-        "decode",
-        step,
-        mesh,
-        flops["decode"],
-        rows=rows,
-        hbm_bytes=length * (read * weights + cache),
-        gathers=length,
-        tokens=work.response_tokens,
-    )
-    return [prefill, decode]
-
-
-def _update_phase(step: Step) -> Phase:
-    config, work, mesh = step.config, step.work, step.mesh
-    memory = device_bytes(step)
-    passes = 2 if config.remat == "none" else 3
-    # AdamW reads parameter, gradient and two moments, and writes all but the gradient.
-    optimizer = 3 * memory.gradients + 2 * memory.optimizer
-    return _phase(
-        "update",
-        step,
-        mesh,
-        step_flops(config, work)["update"],
-        rows=step.micro_batch.rows,
-        hbm_bytes=step.micro_batches * (passes + 1) * _gathered_bytes(config, mesh)
-        + step.updates * optimizer,
-        gathers=3 * step.micro_batches,
-        tokens=passes * (work.prompts * work.prompt_length + work.response_tokens),
-        reduced=step.updates * memory.gradients,
-    )
-
-
-def _reshard_phase(step: Step) -> Phase:
-    """Each device gets its part of the weights by the rollout's layout from the others."""
-    arriving = sharded_bytes(parameter_shapes(step.config), step.rollout)
-    mesh = step.mesh
-    devices = mesh.data * mesh.fsdp * mesh.expert * mesh.sequence * mesh.tensor
-    return Phase("reshard", 0.0, 2 * arriving, sent=((devices, arriving),))

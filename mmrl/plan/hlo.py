@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -34,10 +36,11 @@ _CALLED = re.compile(
     r"|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# {{0,1},{2,3}}, [groups,devices]<=[…], or mesh['a'=2,'b'=4] {'a'}
-_GROUPS = re.compile(
-    r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]<=|mesh\[([^\]]*)\] \{([^}]*)\})"
-)
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+# {{0,1},{2,3}}, [groups,devices]<=[4,2]T(1,0), or mesh['a'=2,'b'=4] {'a'}
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_COUNTED = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\))? \{([^}]*)\}")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,11 @@ class Collective:
     """One collective instruction.
 
     `shapes` of its results, `devices` that take part in a group, `bytes` of the results on one
-    device (of the operands for a reduce-scatter, whose results are a part of them), and how many
-    times the program executes it; None where a loop's length is not known before it runs.
+    device (of the operands for a reduce-scatter, whose results are a part of them, and of the
+    smaller of both for a ragged all-to-all, whose larger has room for the worst case), and how many
+    times the program executes it; None where a loop's length is not known before it runs, or what
+    the caller said for such loops, and then `in_unknown_loop`. `span` is how many devices lie from
+    the first of a group to its last.
     """
 
     kind: str
@@ -55,6 +61,8 @@ class Collective:
     devices: int
     bytes: float
     times: int | None
+    in_unknown_loop: bool = False
+    span: int = 0
 
     @property
     def sent(self) -> float:
@@ -104,21 +112,48 @@ def _parse(text: str) -> tuple[str, dict[str, list[_Instruction]]]:
 
 
 def _walk(
-    name: str, computations: dict[str, list[_Instruction]], times: int | None, unknown: int | None
+    name: str,
+    computations: dict[str, list[_Instruction]],
+    times: int | None,
+    unknown: int | None,
+    inside: bool = False,
 ) -> Iterator[Collective]:
+    """The collectives of a computation that runs `times`; `inside` a loop of unknown length."""
     for instruction in computations.get(name, ()):
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
-            yield _collective(kind, instruction, times)
+            found = replace(_collective(kind, instruction, times), in_unknown_loop=inside)
+            if kind == "ragged-all-to-all":
+                # There is room for all rows of all devices; no more are sent than one has.
+                operand = instruction.rest.partition(",")[0].lstrip("%")
+                sizes = [x.result for x in computations[name] if x.name == operand]
+                found = replace(found, bytes=min([found.bytes, *map(_result_bytes, sizes)]))
+            yield found
             continue
         repeats: int | None = 1
+        endless = False
         if instruction.opcode == "while":
-            trips = _TRIPS.search(instruction.rest)
-            repeats = int(trips[1]) if trips else unknown
+            known = _trip_count(instruction, computations)
+            repeats, endless = (unknown, True) if known is None else (known, False)
         inner = None if times is None or repeats is None else times * repeats
         for one, several in _CALLED.findall(instruction.rest):
             for called in [one] if one else re.findall(r"%?([\w.\-]+)", several):
-                yield from _walk(called, computations, inner, unknown)
+                yield from _walk(called, computations, inner, unknown, inside or endless)
+
+
+def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int | None:
+    """How often a while loop runs: as XLA noted, or else the constant that it counts up to."""
+    if noted := _TRIPS.search(loop.rest):
+        return int(noted[1])
+    condition = _CONDITION.search(loop.rest)
+    instructions = computations.get(condition[1], []) if condition else []
+    if not instructions or "direction=LT" not in instructions[-1].rest:
+        return None
+    limit = instructions[-1].rest.partition(")")[0].split(",")[-1].strip().lstrip("%")
+    for instruction in instructions:
+        if instruction.name == limit and instruction.opcode == "constant":
+            return int(instruction.rest.partition(")")[0])
+    return None
 
 
 def _collective(kind: str, instruction: _Instruction, times: int | None) -> Collective:
@@ -128,7 +163,8 @@ def _collective(kind: str, instruction: _Instruction, times: int | None) -> Coll
     ]
     if instruction.opcode.endswith("-start") and len(arrays) > 1 and kind != "all-reduce":
         arrays = arrays[len(arrays) // 2 :]  # operands come first, then results
-    devices = _group_size(instruction.rest)
+    group = _group(instruction.rest)
+    devices = len(group)
     found = Collective(
         kind=kind,
         name=instruction.name,
@@ -136,22 +172,36 @@ def _collective(kind: str, instruction: _Instruction, times: int | None) -> Coll
         devices=devices,
         bytes=sum(_size(dtype) * math.prod(shape) for dtype, shape in arrays),
         times=times,
+        span=max(group) - min(group) + 1 if group else 0,
     )
     return replace(found, bytes=found.bytes * devices) if kind == "reduce-scatter" else found
 
 
-def _group_size(attributes: str) -> int:
-    """Devices that take part in one group; 0 where the text does not say."""
-    groups = _GROUPS.search(attributes)
-    if groups is None:
-        return 0
-    members, count, axes, names = groups.groups()
-    if count is not None:
-        return int(count)
-    if axes is not None:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", names))
-    return len(members.split(","))
+def _result_bytes(result: str) -> float:
+    arrays = _ARRAY.findall(result)
+    return sum(
+        _size(dtype) * math.prod(map(int, filter(None, d.split(",")))) for dtype, d in arrays
+    )
+
+
+def _group(attributes: str) -> list[int]:
+    """The devices of the first group that take part together; none where the text does not say."""
+    if listed := _LISTED.search(attributes):
+        return [int(n) for n in listed[1].split(",") if n]
+    if counted := _COUNTED.search(attributes):
+        shape, sizes, order = (
+            [int(n) for n in (text or "").split(",") if n] for text in counted.groups()
+        )
+        devices = np.arange(math.prod(sizes)).reshape(sizes)
+        devices = devices.transpose(order) if order else devices
+        return devices.reshape(shape)[0].tolist()
+    if named := _NAMED.search(attributes):
+        mesh = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        axes = re.findall(r"'(\w+)'", named[2])
+        devices = np.arange(math.prod(mesh.values())).reshape(list(mesh.values()))
+        first = tuple(slice(None) if name in axes else 0 for name in mesh)
+        return devices[first].ravel().tolist()
+    return []
 
 
 def _size(dtype: str) -> float:

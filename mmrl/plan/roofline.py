@@ -8,6 +8,7 @@ bound by one of them and takes no less than this.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmrl.plan.devices import Topology
 
@@ -18,6 +19,8 @@ SECONDS_AN_HOUR = 3600.0
 class Efficiency:
     """The share of each published figure that a program is assumed to reach.
 
+    `latency` are seconds that each collective takes at least.
+
     Half of the matrix units' peak is what well-tuned training of large models reports (Llama 3's 38
     to 43%, arXiv 2407.21783 table 4; PaLM's 57.8% with rematerialisation, arXiv 2204.02311); four
     fifths of memory and links is usual for large transfers. Assumptions, printed with every result.
@@ -26,12 +29,26 @@ class Efficiency:
     compute: float = 0.5
     memory: float = 0.8
     network: float = 0.8
+    latency: float = 10e-6
 
     def __str__(self) -> str:
         return (
             f"assumed: {self.compute:.0%} of peak FLOP/s, {self.memory:.0%} of memory bandwidth, "
-            f"{self.network:.0%} of link bandwidth"
+            f"{self.network:.0%} of link bandwidth, {self.latency * 1e6:g} µs a collective"
         )
+
+
+class Transfer(NamedTuple):
+    """What one device sends in collectives of `devices`: bytes, how many collectives, and how far.
+
+    `span` is the distance between the first and the last of the devices, 0 where they are
+    neighbours; it decides between a host's links and the network.
+    """
+
+    devices: int
+    bytes: float
+    times: float = 0.0
+    span: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,15 +56,14 @@ class Phase:
     """What one device does in a phase.
 
     `flops` are all products, of which `float32_flops` at highest precision; `hbm_bytes` are read
-    and written; `sent` has the bytes that leave the device in collectives, by their number of
-    devices.
+    and written; `sent` is what leaves the device in collectives.
     """
 
     name: str
     flops: float
     hbm_bytes: float
     float32_flops: float = 0.0
-    sent: tuple[tuple[int, float], ...] = ()
+    sent: tuple[Transfer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,12 +90,13 @@ def times(phase: Phase, topology: Topology, efficiency: Efficiency | None = None
     chip, efficiency = topology.chip, efficiency or Efficiency()
     fast = (phase.flops - phase.float32_flops) / chip.peak_bfloat16
     slow = phase.float32_flops / chip.peak_float32
-    network = sum(size / topology.bandwidth(group) for group, size in phase.sent if group > 1)
+    sent = [x for x in phase.sent if x.devices > 1]
+    network = sum(x.bytes / topology.bandwidth(x.devices, x.span) for x in sent)
     return Times(
         phase.name,
         compute=(fast + slow) / efficiency.compute,
         memory=phase.hbm_bytes / (chip.hbm_bandwidth * efficiency.memory),
-        network=network / efficiency.network,
+        network=network / efficiency.network + efficiency.latency * sum(x.times for x in sent),
     )
 
 

@@ -16,12 +16,21 @@ Assumptions, beside those of `Efficiency`:
 
 from dataclasses import dataclass
 
+from mmrl.chips import GIB
 from mmrl.errors import UserError
 from mmrl.models import DecoderConfig, parameter_count
 from mmrl.plan.arithmetic import Flops, decode_flops, forward_flops
-from mmrl.plan.devices import GIB, Topology
+from mmrl.plan.devices import Topology
 from mmrl.plan.memory import cache_bytes, weights_read
-from mmrl.plan.roofline import SECONDS_AN_HOUR, Efficiency, Phase, Times, all_gather_sent, times
+from mmrl.plan.roofline import (
+    SECONDS_AN_HOUR,
+    Efficiency,
+    Phase,
+    Times,
+    Transfer,
+    all_gather_sent,
+    times,
+)
 
 # Dollars per million tokens (in, out); M2's announcement compares itself with the second.
 LIST_PRICES = {"MiniMax-M2's list": (0.30, 1.20), "Claude Sonnet's list": (3.0, 15.0)}
@@ -100,7 +109,7 @@ def serving(
             flops=flops.total / devices,
             float32_flops=flops.float32 / devices,
             hbm_bytes=(weight_bytes * weights_read(config, tokens) + moved) / devices,
-            sent=((devices, sent),),
+            sent=(Transfer(devices, sent),),
         )
         return times(one, topology, efficiency)
 

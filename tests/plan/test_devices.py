@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from mmrl.chips import CHIPS, chip_of
 from mmrl.errors import UserError
-from mmrl.plan.devices import CHIPS, parse_topology
-from mmrl.training.flops import PEAK_FLOPS
+from mmrl.plan.devices import parse_topology, slices
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,28 @@ def test_published_figures_of_pods_follow_from_those_of_chips():
     assert 256 * CHIPS["v5e"].link_bandwidth == 51.2e12
 
 
-@pytest.mark.parametrize("kind, name", [("TPU v4", "v4"), ("TPU v5e", "v5e"), ("TPU v5p", "v5p")])
-def test_peaks_are_those_that_training_reports_mfu_with(kind, name):
-    assert CHIPS[name].peak_bfloat16 == PEAK_FLOPS[kind]
+@pytest.mark.parametrize(
+    "kind, name",
+    [("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA H200", "h200")],
+)
+def test_chips_are_found_by_the_names_that_devices_give(kind, name):
+    assert chip_of(kind) is CHIPS[name]
+    assert chip_of("cpu") is None
+
+
+def test_slices_of_a_chip_are_those_that_can_be_asked_for():
+    for chip in CHIPS.values():
+        found = slices(chip)
+        assert all(parse_topology(topology.label) == topology for topology in found)
+        assert len({topology.count for topology in found}) > 5
+
+
+def test_a_cpu_is_cut_into_devices_that_share_its_memory():
+    one, four = parse_topology("cpu:1"), parse_topology("cpu:4")
+    assert (four.count, four.platform, four.label) == (4, "cpu", "cpu:4")
+    assert four.chip.hbm_bytes == one.chip.hbm_bytes / 4
+    with pytest.raises(UserError, match="cpu:8"):
+        parse_topology("cpu:4x4")
 
 
 def test_collectives_use_the_links_that_their_group_has():

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mmrl.models import DecoderConfig, LoraConfig
-from mmrl.plan.arithmetic import Workload, step_flops
+from mmrl.plan.arithmetic import Workload, decode_flops, forward_flops, step_flops
 from mmrl.plan.devices import parse_topology
-from mmrl.plan.estimate import Step, device_bytes, sharded_bytes, step_cost
+from mmrl.plan.estimate import Step, device_bytes, parameter_bytes, phases, step_cost
 from mmrl.plan.memory import cache_bytes, parameter_shapes
 from mmrl.plan.roofline import Efficiency
-from mmrl.sharding import MeshConfig, make_mesh, shardings
+from mmrl.sharding import MeshConfig, layout, make_mesh, shardings
 
 CONFIG = DecoderConfig(
     vocab_size=16,
@@ -27,9 +27,14 @@ CONFIG = DecoderConfig(
     remat="full",
 )
 WORK = Workload(prompts=16, group_size=4, prompt_length=10, response_length=30)
-EVERYTHING = Efficiency(compute=1.0, memory=1.0, network=1.0)
+EVERYTHING = Efficiency(compute=1.0, memory=1.0, network=1.0, latency=0.0)
 
 
+def named(step: Step):
+    return {phase.name: phase for phase in phases(step)}
+
+
+@pytest.mark.parametrize("rules", ["train", "decode"])
 @pytest.mark.parametrize(
     "mesh",
     [
@@ -38,29 +43,32 @@ EVERYTHING = Efficiency(compute=1.0, memory=1.0, network=1.0)
         MeshConfig(data=1, fsdp=2, expert=2, tensor=2),
     ],
 )
-def test_parameters_of_a_device_are_its_shards(mesh):
+def test_parameters_of_a_device_are_its_shards(mesh, rules):
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), parameter_shapes(CONFIG))
-    placed = jax.device_put(params, shardings(params, make_mesh(mesh)))
+    with layout(rules):
+        placed = jax.device_put(params, shardings(params, make_mesh(mesh)))
     on_first = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(placed))
-    assert sharded_bytes(parameter_shapes(CONFIG), mesh) == on_first
+    assert parameter_bytes(CONFIG, mesh, rules) == on_first
 
 
-def test_a_device_holds_its_share_of_rows_tokens_heads_and_vocabulary():
+def test_a_device_holds_its_share_of_rows_tokens_and_heads():
     mesh = MeshConfig(data=2, fsdp=2, sequence=3, tensor=2)
-    found = device_bytes(Step(CONFIG, WORK, mesh, micro_batches=4))
+    found = device_bytes(Step(CONFIG, WORK, mesh, micro_batches=4, updates=4))
     tokens = 16 * 4 * 30 / 4 / (2 * 2) / 3
-    assert found.activations == 2 * tokens * 8 * 4
-    assert found.logits == tokens * 16 / 2 * 4
+    assert found.activations == 2 * tokens * 8 / 2 * 4
+    # In the sampler rows of a cache are cut over data, sequence (3 divides no 64) and fsdp.
     rows, prompts = cache_bytes(CONFIG, 30) * 64, cache_bytes(CONFIG, 10) * 16
-    assert found.cache == (rows + prompts) / 4 / 2
+    assert found.cache == (rows + prompts) / 2 / 2
     assert found.optimizer == 2 * found.gradients == 2 * found.parameters
 
 
-def test_rows_that_the_mesh_does_not_divide_stay_whole():
-    mesh = MeshConfig(data=1, fsdp=8)
-    divided = device_bytes(Step(CONFIG, WORK, mesh))
-    odd = device_bytes(Step(CONFIG, dataclasses.replace(WORK, prompts=15, group_size=1), mesh))
-    assert odd.logits == 15 * 30 * 16 * 4 and divided.logits == 64 * 30 * 16 * 4 / 8
+def test_rows_that_the_mesh_does_not_divide_are_cut_over_the_axes_that_do():
+    mesh = MeshConfig(data=2, fsdp=4)
+    work = dataclasses.replace(WORK, prompts=6, group_size=1)
+    kept = device_bytes(Step(CONFIG, work, mesh)).activations
+    assert kept == 2 * (6 * 30 / 2) * 8 * 4
+    odd = dataclasses.replace(WORK, prompts=15, group_size=1)
+    assert device_bytes(Step(CONFIG, odd, mesh)).activations == 2 * (15 * 30) * 8 * 4
 
 
 def test_adapters_alone_have_gradients_and_moments():
@@ -70,55 +78,74 @@ def test_adapters_alone_have_gradients_and_moments():
     assert (found.gradients, found.optimizer) == (adapters, 2 * adapters)
 
 
+def test_micro_batches_add_to_gradients_of_their_own():
+    mesh = MeshConfig(data=1)
+    once, summed = (device_bytes(Step(CONFIG, WORK, mesh, n)).gradients for n in (1, 2))
+    assert summed == 2 * once
+
+
 def test_fsdp_gathers_twice_and_scatters_once_a_micro_batch():
     mesh = MeshConfig(data=1, fsdp=8)
-    (_, _, update) = step_cost(
-        Step(CONFIG, WORK, mesh, micro_batches=2), parse_topology("h100:8"), efficiency=EVERYTHING
-    ).phases
-    whole = sharded_bytes(parameter_shapes(CONFIG), MeshConfig(data=1))
+    step = Step(CONFIG, WORK, mesh, micro_batches=2)
+    update = step_cost(step, parse_topology("h100:8"), efficiency=EVERYTHING).phases[-1]
+    whole = parameter_bytes(CONFIG, MeshConfig(data=1))
     assert update.network == pytest.approx(2 * 3 * whole * 7 / 8 / 450e9)
     flops = step_flops(CONFIG, WORK)["update"]
     fast = (flops.total - flops.router - flops.head) / 989e12
     assert update.compute == pytest.approx((fast + (flops.router + flops.head) / 67e12) / 8)
 
 
-def test_axes_of_equal_size_all_send():
+def test_weights_are_gathered_in_the_compute_dtype():
+    narrow = dataclasses.replace(CONFIG, dtype="bfloat16")
+    mesh = MeshConfig(data=1, fsdp=8)
+    sent = [named(Step(config, WORK, mesh))["update"].sent[0].bytes for config in (CONFIG, narrow)]
+    assert sent[1] == pytest.approx(sent[0] * 2 / 3)
+
+
+def test_each_axis_sends_its_part():
     mesh = MeshConfig(data=2, fsdp=2, expert=2, tensor=2)
-    step = Step(CONFIG, WORK, mesh)
-    (_, decode, update) = step_cost(step, parse_topology("h100:16"), efficiency=EVERYTHING).phases
-    gathered = sharded_bytes(parameter_shapes(CONFIG), dataclasses.replace(mesh, fsdp=1))
-    a_token = 8 * 4 / 8  # activations of a token, over 8 devices of rows
-    layers = 2
-    tokens = 64 * 30
-    reduced = layers * 2 * 2 * tokens * a_token / 2
-    exchanged = layers * 2 * 2 * tokens * a_token / 2
-    assert decode.network == pytest.approx((30 * gathered / 2 + reduced + exchanged) / 450e9)
-    own = sharded_bytes(parameter_shapes(CONFIG), mesh)
-    passed = 3 * (tokens + 16 * 10) / tokens
-    rest = passed * (reduced + exchanged)
-    assert update.network == pytest.approx((3 * gathered / 2 + rest + 2 * own / 2) / 450e9)
+    update = named(Step(CONFIG, WORK, mesh))["update"]
+    gathered = parameter_bytes(CONFIG, dataclasses.replace(mesh, fsdp=1))
+    tokens = 3 * (64 * 30 + 16 * 10) / 8  # of a device, in three passes
+    activations, layers = tokens * 8 * 4, 2
+    assert [x.bytes for x in update.sent] == [
+        pytest.approx(3 * gathered / 2),
+        pytest.approx(2 * 2 * layers * activations / 2),
+        pytest.approx(2 * 2 * layers * activations / 2),
+        0.0,
+        pytest.approx(2 * parameter_bytes(CONFIG, mesh) / 2),
+    ]
+    # Of 16 devices in the order of the axes, tensor's are neighbours and data's eight apart.
+    assert [x.span for x in update.sent] == [8, 2, 4, 1, 16]
 
 
 def test_decoding_reads_all_weights_and_its_cache_each_token():
     config = dataclasses.replace(CONFIG, num_experts=0)
-    (_, decode, _) = step_cost(
-        Step(config, WORK, MeshConfig(data=1)), parse_topology("h100:1"), efficiency=EVERYTHING
-    ).phases
-    weights = sharded_bytes(parameter_shapes(config), MeshConfig(data=1))
+    decode = named(Step(config, WORK, MeshConfig(data=1)))["decode"]
+    weights = parameter_bytes(config, MeshConfig(data=1))
     states = 64 * 4 * 4 * 4 * 4  # one lightning layer, read and written
     at_middle = 64 * (cache_bytes(config, 25))
-    assert decode.memory == pytest.approx(30 * (weights + states + at_middle) / 3350e9, rel=1e-6)
+    assert decode.hbm_bytes == pytest.approx(30 * (weights + states + at_middle), rel=1e-6)
 
 
-def test_a_rollout_on_its_own_mesh_gathers_nothing_but_is_sent_its_weights():
-    train, rollout = MeshConfig(data=1, fsdp=8), MeshConfig(data=4, tensor=2)
-    topology = parse_topology("h100:8")
-    alone = step_cost(Step(CONFIG, WORK, train), topology)
-    both = step_cost(Step(CONFIG, WORK, train, rollout), topology)
-    assert [phase.name for phase in both.phases] == ["reshard", "prefill", "decode", "update"]
-    assert both.phases[-1] == alone.phases[-1]
-    part = sharded_bytes(parameter_shapes(CONFIG), rollout)
-    assert both.phases[0].network == pytest.approx(part / 450e9 / 0.8)
-    assert device_bytes(Step(CONFIG, WORK, train, rollout)).rollout_parameters == part
-    no_gather = Step(CONFIG, WORK, MeshConfig(data=8), MeshConfig(data=8))
-    assert step_cost(no_gather, topology).phases[1].network == 0
+def test_the_sampler_leaves_weights_where_they_are_and_sends_activations():
+    mesh = MeshConfig(data=1, fsdp=4)
+    found = named(Step(CONFIG, WORK, mesh))
+    a_token = 64 * 8 * 4  # activations of all rows: the sampler does not cut them over fsdp
+    expected = 30 * 2 * 2 * (2 * a_token * 3 / 4)  # layers, sums a layer
+    assert sum(x.bytes for x in found["decode"].sent) == pytest.approx(expected)
+    assert found["decode"].flops == pytest.approx(
+        decode_flops(CONFIG, 64, 30, context=10).total / 4,
+        rel=0.3,  # the router runs on every device
+    )
+    assert set(found) == {"reshard", "prefill", "decode", "update"}
+    assert set(named(Step(CONFIG, WORK, MeshConfig(data=4)))) == {"prefill", "decode", "update"}
+
+
+def test_more_batches_of_a_rollout_hold_less_and_read_more():
+    mesh = MeshConfig(data=2)
+    one, four = (Step(CONFIG, WORK, mesh, rollout_batches=n) for n in (1, 4))
+    assert device_bytes(four).cache == device_bytes(one).cache / 4
+    assert named(four)["decode"].hbm_bytes > named(one)["decode"].hbm_bytes
+    assert named(four)["prefill"].flops == pytest.approx(named(one)["prefill"].flops)
+    assert named(one)["prefill"].flops == forward_flops(CONFIG, 16, 10, head=False).total / 2

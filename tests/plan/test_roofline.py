@@ -6,6 +6,7 @@ from mmrl.plan.devices import parse_topology
 from mmrl.plan.roofline import (
     Efficiency,
     Phase,
+    Transfer,
     all_gather_sent,
     cost,
     device_dollars,
@@ -17,16 +18,18 @@ EVERYTHING = Efficiency(compute=1.0, memory=1.0, network=1.0)
 
 
 def test_a_phase_takes_as_long_as_its_slowest_resource():
-    phase = Phase("p", flops=989e12, hbm_bytes=2 * 3350e9, sent=((16, 150e9),))
+    phase = Phase("p", flops=989e12, hbm_bytes=2 * 3350e9, sent=(Transfer(16, 150e9),))
     found = times(phase, H100S, EVERYTHING)
     assert (found.compute, found.memory, found.network) == pytest.approx((1.0, 2.0, 3.0))
     assert (found.seconds, found.bound) == (found.network, "network")
-    in_a_host = times(Phase("p", 989e12, 2 * 3350e9, sent=((8, 150e9),)), H100S, EVERYTHING)
+    in_a_host = times(Phase("p", 989e12, 2 * 3350e9, sent=(Transfer(8, 150e9),)), H100S, EVERYTHING)
     assert (in_a_host.seconds, in_a_host.bound) == (in_a_host.memory, "memory")
 
 
 def test_efficiency_divides_each_resource():
-    phase = Phase("p", flops=989e12, hbm_bytes=3350e9, sent=((16, 20e9), (8, 270e9)))
+    phase = Phase(
+        "p", flops=989e12, hbm_bytes=3350e9, sent=(Transfer(16, 20e9), Transfer(8, 270e9))
+    )
     found = times(phase, H100S, Efficiency(compute=0.5, memory=0.25, network=0.2))
     assert (found.compute, found.memory, found.network) == pytest.approx((2.0, 4.0, 5.0))
 
@@ -41,7 +44,9 @@ def test_products_at_highest_precision_have_their_own_peak():
 
 
 def test_one_device_sends_nothing():
-    assert times(Phase("p", 0, 1, sent=((1, 5.0),)), parse_topology("v5e:1x1")).network == 0
+    assert (
+        times(Phase("p", 0, 1, sent=(Transfer(1, 5.0, 3),)), parse_topology("v5e:1x1")).network == 0
+    )
 
 
 def test_a_run_costs_its_device_hours():
@@ -84,3 +89,14 @@ def test_an_all_gather_sends_every_part_but_its_own():
             sent[device] += 10
     assert all(len(parts) == 5 for parts in held.values())
     assert set(sent.values()) == {all_gather_sent(50, 5)}
+
+
+def test_neighbours_of_a_group_that_spans_hosts_use_the_network():
+    near, far = Transfer(4, 450e9, span=8), Transfer(4, 450e9, span=16)
+    seconds = [times(Phase("p", 0, 1, sent=(x,)), H100S, EVERYTHING).network for x in (near, far)]
+    assert seconds == pytest.approx([1.0, 9.0])
+
+
+def test_each_collective_takes_its_latency():
+    phase = Phase("p", 0, 1, sent=(Transfer(8, 0.0, 1000), Transfer(1, 0.0, 1000)))
+    assert times(phase, H100S, Efficiency(latency=1e-3)).network == pytest.approx(1.0)
