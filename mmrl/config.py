@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from absl import app, logging
+from absl import app
 
 from mmrl.annotations import (
     alternatives,
@@ -29,27 +29,35 @@ from mmrl.annotations import (
     is_config_type,
     parse,
 )
-from mmrl.errors import UserError, nearest
+from mmrl.errors import UserError, nearest, report
 
 T = TypeVar("T")
 
 
-def run(main: Callable[..., Any], *, overrides: bool = False) -> NoReturn:
+def run(
+    main: Callable[..., Any],
+    *,
+    overrides: bool = False,
+    further: Callable[[list[str]], tuple[list[str], Any]] | None = None,
+) -> NoReturn:
     """`absl.app.run` for a binary: a `UserError` is one line on stderr and exit status 2.
 
     Calls `main(argv)`, or with `overrides` `main(argv, overrides={dotted key: text})`, where
     `--config.a.b=VALUE` arguments are taken out before absl parses the rest (see `split_argv`).
+    `further` takes other arguments out, (argv) -> (the rest, value), for `main(…, given=value)`.
     `--verbosity=1` shows the traceback as well.
     """
     try:
         if overrides:
             argv, changes = split_argv(sys.argv)
+            if further is not None:
+                argv, given = further(argv)
+                main = functools.partial(main, given=given)
             app.run(functools.partial(main, overrides=changes), argv=argv)
         else:
             app.run(main)
     except UserError as error:
-        logging.debug("The error below came from:", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        report(error)
         sys.exit(2)
 
 

@@ -7,20 +7,26 @@ heartbeats: where one dies, the others end with status 134 and its name within
 `--heartbeat_timeout_seconds`, also when they wait in a collective.
 """
 
+import contextlib
 import errno
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
-from typing import Any
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
 from absl import flags, logging
 
-from mmrl.errors import UserError
+from mmrl.errors import UserError, report
 
 COORDINATOR_PORT = 8476
+# XLA's CPU client has as many threads as cores, or as NPROC says. Each of the up to 32 programs in
+# flight on a device holds one while it waits for other processes: with fewer, all can hold some
+# and wait for the rest.
+CPU_THREADS = 64
 _ITSELF = "deactivate"  # jax is told everything and detects nothing
 _SLURM = "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"
 _JOBSET = "JOBSET_NAME", "JOBSET_REPLICATEDJOB_NAME", "JOBSET_PROCESS_COUNT"
@@ -38,12 +44,28 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 )
 
 
-def initialize() -> None:
-    """Joins the job that flags or environment name; nothing for a single process.
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+    """The block is this process's part in the job that flags or environment name, if any.
 
     Must come before the first use of a device. Raises `UserError` for flags that contradict each
-    other. The process ends with status 134 if the others do not come in time.
+    other. The process ends with status 134 if the others do not come in time. What the block raises
+    ends one process of several at once, with status 2 for a `UserError` and else 1: Python's own
+    end would wait for the others, which wait for this one in a collective.
     """
+    several = _initialize()
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if several:
+            _leave_at_once(error)
+        raise
+
+
+def _initialize() -> bool:
+    """Joins the job; False for a process alone."""
     job = find_job(
         {
             "coordinator": _COORDINATOR.value,
@@ -53,7 +75,7 @@ def initialize() -> None:
         os.environ,
     )
     if job is None:
-        return
+        return False
     if "coordinator_address" in job and job["process_id"] == 0:
         _check_port(job["coordinator_address"])
     logging.info(
@@ -62,6 +84,7 @@ def initialize() -> None:
         _INITIALIZATION_TIMEOUT.value,
     )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    os.environ.setdefault("NPROC", str(max(CPU_THREADS, len(os.sched_getaffinity(0)))))
     jax.distributed.initialize(
         **job,
         initialization_timeout=_INITIALIZATION_TIMEOUT.value,
@@ -70,7 +93,7 @@ def initialize() -> None:
     )
     # jax's runtime only notes a SIGTERM; until the run can save, it is to end the process as usual.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    sys.excepthook = _leave_at_once
+    return True
 
 
 def find_job(given: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -177,18 +200,17 @@ def _check_port(coordinator: str) -> None:
                 ) from error
 
 
-def _leave_at_once(kind, error, traceback) -> None:
-    """sys.excepthook of one process among several.
-
-    Leaving as Python does would wait for the others, which wait for this one in a collective.
-    """
-    sys.__excepthook__(kind, error, traceback)
-    print(
-        "This process of several ends by the error above. If that is a failed collective, another "
-        "process died: look for the first error in the others' logs. The same command continues "
-        "from the last checkpoint.",
-        file=sys.stderr,
-        flush=True,
-    )
+def _leave_at_once(error: BaseException) -> NoReturn:
+    if isinstance(error, UserError):
+        report(error)
+    else:
+        traceback.print_exception(error)
+        print(
+            "This process of several ends by the error above. If that is a failed collective, "
+            "another process died: look for the first error in the others' logs. The same command "
+            "continues from the last checkpoint.",
+            file=sys.stderr,
+        )
     sys.stdout.flush()
-    os._exit(1)
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, UserError) else 1)

@@ -2,11 +2,20 @@
 
 import contextlib
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
+
+from absl import logging
 
 
 class UserError(ValueError):
     """A mistake of the user's: the message, not a traceback, names the place and the remedy."""
+
+
+def report(error: UserError) -> None:
+    """Prints the line that the user sees; the traceback only with `--verbosity=1`."""
+    logging.debug("The error below came from:", exc_info=error)
+    print(f"error: {error}", file=sys.stderr)
 
 
 @contextlib.contextmanager

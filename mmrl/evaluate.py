@@ -29,7 +29,6 @@ from mmrl.evaluation.problems import Request, find_problems, parse_settings
 from mmrl.evaluation.responses import Row, judged_responses
 from mmrl.evaluation.summary import read_rows, summarise, table
 from mmrl.models import load
-from mmrl.rewards.runner import resolve
 from mmrl.text import Tokenizer
 
 _TASK = flags.DEFINE_string(
@@ -133,7 +132,7 @@ def main(argv: list[str]) -> None:
             tokenizer,
             evaluation.problems,
             dataclasses.replace(sampling, stop_ids=stop_ids),
-            resolve(evaluation.reward),
+            evaluation.find_reward(),
             batch=_BATCH.value,
             key=jax.random.key(generation.SEED.value),
         )

@@ -10,13 +10,22 @@ import contextvars
 import functools
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from absl import logging
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.experimental.mesh_utils import create_device_mesh
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
 
 Axes = tuple[str | None, ...]  # the logical axes of an array's dimensions
 
@@ -36,9 +45,10 @@ TRAIN: Rules = {
     "expert": ("expert",),
     "norm": (),
     "batch": ("data", "fsdp", "expert"),  # rows of a cache, and what mixes the tokens of a row
+    "prompts": ("data", "fsdp", "expert"),  # rows of a cache that several others continue
     "rows": ("data", "fsdp", "expert"),  # rows elsewhere
     "time": ("sequence",),
-    "hidden": (),
+    "hidden": ("tensor",),  # between layers: what is kept for the backward pass
     "activation_heads": ("tensor",),
     "activation_kv_heads": ("tensor",),
 }
@@ -52,8 +62,10 @@ DECODE: Rules = {
     "kv_heads": ("tensor", "fsdp"),
     "mlp": ("tensor", "fsdp"),
     "batch": ("data", "expert", "sequence", "fsdp"),
+    "prompts": ("data", "expert", "sequence", "fsdp"),
     "rows": ("data", "expert", "sequence"),
     "time": (),
+    "hidden": (),
 }
 LAYOUTS: Mapping[Layout, Rules] = {"train": TRAIN, "decode": DECODE}
 
@@ -86,29 +98,34 @@ class MeshConfig:
             raise ValueError(f"mesh sizes must be positive, one of them may be -1; got {sizes}")
 
 
+def resolve(config: MeshConfig, devices: int) -> MeshConfig:
+    """All sizes of a mesh of so many devices; ValueError where they do not multiply to it."""
+    sizes = {f.name: getattr(config, f.name) for f in fields(config)}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {name: max(devices // known, 1) if n == -1 else n for name, n in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        wanted = " × ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(
+            f"mesh {wanted} needs {math.prod(sizes.values())} devices but {devices} are "
+            "there; change config.mesh so that the product is equal, or set one axis to -1"
+        )
+    return MeshConfig(**sizes)
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices, or those given; ValueError where the sizes do not multiply."""
     devices = jax.devices() if devices is None else devices
-    sizes = {f.name: getattr(config, f.name) for f in fields(config)}
-    known = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {
-        name: max(len(devices) // known, 1) if size == -1 else size for name, size in sizes.items()
-    }
-    if math.prod(sizes.values()) != len(devices):
-        wanted = " × ".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(
-            f"mesh {wanted} needs {math.prod(sizes.values())} devices but {len(devices)} are "
-            "there; change config.mesh so that the product is equal, or set one axis to -1"
-        )
-    types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
+    sizes = asdict(resolve(config, len(devices)))
+    # A mesh axis may be a part of an axis of a TPU's torus, which `jax.make_mesh` does not allow.
+    grid = create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
-    A mesh axis shards at most one dimension: the first that asks for it. A dimension that the mesh
-    axes do not divide stays whole, and a line in the log says so.
+    A mesh axis shards at most one dimension: the first that asks for it. A dimension is cut over as
+    many of its rule's mesh axes, from the first on, as divide it; a line in the log names the rest.
     Raises ValueError for an unknown logical axis or a wrong number of axes.
     """
     if len(axes) != len(shape):
@@ -125,21 +142,40 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> Partitio
 def _mesh_axes(
     axis: str | None, sizes: Sequence[int], mesh, used: Container[str] = ()
 ) -> tuple[str, ...]:
-    """The mesh axes that shard a logical axis, none where they do not divide one of its sizes."""
+    """The mesh axes that cut a logical axis: the first of its rule, as many as divide all sizes."""
     if axis is None:
         return ()
     rules = LAYOUTS[_layout.get()]
     if axis not in rules:
         raise ValueError(f"unknown logical axis {axis!r}; the rules have {sorted(rules)}")
-    names = tuple(n for n in rules[axis] if mesh.shape[n] > 1 and n not in used)
-    count = math.prod(mesh.shape[n] for n in names)
-    for size in sizes:
-        if size % count:
-            if size > 1:
-                message = "axis %s of size %d stays whole on %s"
-                logging.log_first_n(logging.WARNING, message, 8, axis, size, names)
-            return ()
-    return names
+    asked = tuple(n for n in rules[axis] if mesh.shape[n] > 1 and n not in used)
+    for end in range(len(asked), 0, -1):
+        count = math.prod(mesh.shape[n] for n in asked[:end])
+        if not any(size % count for size in sizes):
+            break
+    else:
+        end = 0
+    if end < len(asked) and max(sizes) > 1:
+        message = "axis %s of size %d is not cut over %s"
+        logging.log_first_n(logging.WARNING, message, 8, axis, max(sizes), asked[end:])
+    return asked[:end]
+
+
+def parts(axis: str, size: int, mesh) -> int:
+    """Over how many devices the current layout cuts a logical axis of an array."""
+    return math.prod(mesh.shape[name] for name in _mesh_axes(axis, (size,), mesh))
+
+
+def uncut(axis: str, size: int, mesh) -> tuple[str, ...]:
+    """The mesh axes that the current layout would cut a logical axis over, and does not divide."""
+    asked = tuple(name for name in LAYOUTS[_layout.get()][axis] if mesh.shape[name] > 1)
+    return asked[len(_mesh_axes(axis, (size,), mesh)) :]
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """A mesh of these sizes, all positive, without devices."""
+    sizes = asdict(config)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
 def per_device(
@@ -206,8 +242,18 @@ def placement(tree, mesh: Mesh | None):
 
 
 @functools.partial(jax.jit, static_argnames="places", donate_argnames="arrays")
-def _move(arrays: list[jax.Array], places: tuple[NamedSharding, ...]) -> list[jax.Array]:
+def move(arrays: list[jax.Array], places: tuple[NamedSharding, ...]) -> list[jax.Array]:
+    """The arrays, which are donated, where `places` have them."""
     return jax.lax.with_sharding_constraint(arrays, list(places))
+
+
+def misplaced(arrays: Sequence[Any], places: Sequence[NamedSharding]) -> list[int]:
+    """Which of the arrays lie elsewhere than at their places."""
+    return [
+        i
+        for i, (x, place) in enumerate(zip(arrays, places, strict=True))
+        if not x.sharding.is_equivalent_to(place, x.ndim)
+    ]
 
 
 def reshard(tree, name: Layout, mesh: Mesh):
@@ -219,13 +265,9 @@ def reshard(tree, name: Layout, mesh: Mesh):
         places = shardings(tree, mesh)
     leaves, structure = jax.tree.flatten(tree)
     targets = jax.tree.leaves(places)
-    moving = [
-        i
-        for i, (x, place) in enumerate(zip(leaves, targets, strict=True))
-        if not x.sharding.is_equivalent_to(place, x.ndim)
-    ]
+    moving = misplaced(leaves, targets)
     if moving:
-        moved = _move([leaves[i] for i in moving], tuple(targets[i] for i in moving))
+        moved = move([leaves[i] for i in moving], tuple(targets[i] for i in moving))
         for i, x in zip(moving, moved, strict=True):
             leaves[i] = x
     return jax.tree.unflatten(structure, leaves)
@@ -237,6 +279,24 @@ def batch_shardings(tree, mesh: Mesh):
         lambda x: NamedSharding(mesh, spec(("batch",) + (None,) * (x.ndim - 1), x.shape, mesh)),
         tree,
     )
+
+
+def row_shards(name: Layout, mesh: AbstractMesh | None = None) -> int:
+    """Over how many devices of a mesh, by default the current, a layout cuts a cache's rows."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LAYOUTS[name]["batch"])
+
+
+def by_process() -> NamedSharding:
+    """The leading dimension over the processes; each device of a process has its whole part."""
+    order = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = np.asarray(order).reshape(jax.process_count(), -1)
+    return NamedSharding(Mesh(devices, ("process", "local")), PartitionSpec("process"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -2,6 +2,10 @@
 
     python -m mmrl.train --config=configs/quickstart.py --workdir=runs/quickstart
 
+slime's flags are understood as well, with a config or in place of one (`mmrl.slime`):
+
+    python -m mmrl.train --hf-checkpoint DIR --prompt-data FILE --rm-type math --save runs/mine
+
 The run continues from its last checkpoint if `workdir` holds one. Ctrl-C or SIGTERM saves it.
 """
 
@@ -19,15 +23,18 @@ import numpy as np
 from absl import flags, logging
 
 from mmrl import config as configs
-from mmrl import distributed
+from mmrl import distributed, slime
 from mmrl.compilation import enable_compilation_cache
 from mmrl.data import Example, prompt_tokens
 from mmrl.errors import UserError, user_mistakes
 from mmrl.models import Decoder
+from mmrl.processes import any_process, gather_rows, share
 from mmrl.report.html import write_report
 from mmrl.report.metrics import write_rollouts
 from mmrl.report.progress import Progress, print_summary
-from mmrl.rollout import Rollout, SamplingConfig, generate
+from mmrl.rollout import Rollout, SamplingConfig
+from mmrl.rollout.memory import generate_within
+from mmrl.rollout.modes import mode_limits, with_modes
 from mmrl.rollout.sampler import pad_prompts
 from mmrl.sharding import make_mesh
 from mmrl.training.config import TrainConfig
@@ -35,7 +42,7 @@ from mmrl.training.flops import peak_flops, step_flops
 from mmrl.training.interrupts import stop_requests
 from mmrl.training.optimizer import check_skips, learning_rate, skips
 from mmrl.training.rollouts import (
-    informative_groups,
+    filtered,
     keep_informative,
     reward_rollout,
     rollout_metrics,
@@ -45,10 +52,8 @@ from mmrl.training.rollouts import (
 from mmrl.training.run import Run
 from mmrl.training.update import merge_updates, policy_update, score_logprobs, supervised_update
 
-_CONFIG = flags.DEFINE_string(
-    "config", None, "Config file: Python with get_config().", required=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_CONFIG = flags.DEFINE_string("config", None, "Config file: Python with get_config().")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 _STOPPED = flags.DEFINE_integer(
     "stopped_exit_status", 0, "Exit status of a run that was asked to stop, for a launcher to see."
 )
@@ -94,15 +99,16 @@ def run_phase(
         if start == 0:
             record(0, evaluate(run))
         for step in range(start + 1, steps + 1):
-            metrics = step_function(run, step)
+            metrics = step_function(run, step) | run.first_step_seconds()
             last = step == steps
             if phase == "rl" and (last or step % run.config.evaluation.interval == 0):
                 metrics |= evaluate(run)
             record(step, metrics)
             check_skips(run.optimizer_config, run.state.opt_state)
-            if last or stop.is_set() or step % run.config.checkpoint.interval == 0:
+            stopping = any_process(stop.is_set())
+            if last or stopping or step % run.config.checkpoint.interval == 0:
                 run.save(step)
-            if stop.is_set():
+            if stopping:
                 logging.info(
                     "Stopped after step %d of %s; the same command continues.", step, phase
                 )
@@ -129,22 +135,26 @@ def collect_rollout(run: Run, key: jax.Array) -> tuple[Rollout, dict[str, Any]]:
     """
     config, prompts = run.config, run.config.prompts_per_step
     parts: list[Rollout] = []
+    chosen: list[np.ndarray] = []
     rounds: list[dict[str, float]] = []
     informative = 0
     with run.decoding() as model:
         while informative < prompts and len(parts) < config.dynamic_sampling_rounds:
             round_key = jax.random.fold_in(key, len(parts))
             batch = next(run.iterators["rl"])
+            batch = with_modes(batch, config.modes, first=jax.process_index() * len(batch))
             sampled = sample(model, batch, config, config.sampling, round_key)
             scored, metrics = reward_rollout(sampled, run.reward, config)
+            scored, kept = filtered(scored, run.keep)
             parts.append(scored)
+            chosen.append(kept)
             rounds.append(metrics | rollout_metrics(scored))
-            informative += int(informative_groups(scored).sum())
+            informative += int(kept.sum())
     names = dict.fromkeys(name for metrics in rounds for name in metrics)
     means = {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
     means["reward/informative"] = informative / (len(parts) * prompts)
     means["time/reshard_seconds"] = run.reshard_seconds
-    return with_advantages(keep_informative(parts, prompts), config), means
+    return with_advantages(keep_informative(parts, prompts, chosen), config), means
 
 
 def sample(
@@ -154,14 +164,20 @@ def sample(
     sampling: SamplingConfig,
     key: jax.Array,
 ) -> Rollout:
-    """Responses to a batch of examples, which become the rollout's metadata."""
+    """Responses to the examples of all processes; this one's become the rollout's metadata."""
     tokenizer = config.tokenizer
     with user_mistakes():
         tokens = [prompt_tokens(example, tokenizer) for example in batch]
-        prompts = pad_prompts(tokens, config.prompt_length)
+        own = pad_prompts(tokens, config.prompt_length)
+    prompts = gather_rows(own[0]), gather_rows(own[1])
     sampling = replace(sampling, stop_ids=sampling.stop_ids or tokenizer.stop_ids)
-    rollout = generate(model, prompts, sampling, key, layout="decode")
-    return rollout.replace(metadata=tuple(batch))
+    limits = mode_limits(config.modes, len(prompts[1]), sampling.group_size)
+    fraction = config.cache_memory_fraction
+    rollout = generate_within(fraction, model, prompts, sampling, key, layout="decode", **limits)
+    metadata: list[Example | None] = [None] * len(prompts[1])
+    for row, example in zip(share(len(metadata)), batch, strict=True):
+        metadata[row] = example
+    return rollout.replace(metadata=tuple(metadata))
 
 
 def update_policy(run: Run, rollout: Rollout) -> dict[str, float]:
@@ -202,7 +218,7 @@ def supervised_step(run: Run, step: int) -> dict[str, Any]:
     params, opt_state, metrics = supervised_update(
         run.state.params,
         run.state.opt_state,
-        {name: batch[name] for name in ("tokens", "segment_ids", "mask")},
+        {name: gather_rows(batch[name]) for name in ("tokens", "segment_ids", "mask")},
         frozen=run.state.frozen,
         graphdef=run.graphdef,
         optimizer=run.optimizer,
@@ -218,13 +234,19 @@ def evaluate(run: Run) -> dict[str, float]:
         return {}
     config = run.config
     sampling = replace(config.sampling, group_size=1, temperature=config.evaluation.temperature)
+    own = [run.held_out[row] for row in share(len(run.held_out))]
     with run.decoding() as model:
-        rollout = sample(model, run.held_out, config, sampling, jax.random.key(0))
+        rollout = sample(model, own, config, sampling, jax.random.key(0))
     rollout, metrics = reward_rollout(rollout, run.reward, config)
     return {
         "eval/reward": float(rollout.reward.mean()),
         "eval/solved": metrics["reward/solved"],
         "eval/length_mean": float(rollout.lengths.mean()),
+        **{
+            name.replace("mode/", "eval/", 1): value
+            for name, value in metrics.items()
+            if name.startswith("mode/")
+        },
     }
 
 
@@ -253,21 +275,19 @@ def throughput_metrics(
     }
 
 
-def main(argv: list[str], overrides: dict[str, str]) -> None:
+def main(argv: list[str], overrides: dict[str, str], given: slime.Given) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write --config.{argv[1]}")
-    distributed.initialize()
-    config = configs.override(configs.load(_CONFIG.value), overrides)
-    if not isinstance(config, TrainConfig):
-        raise UserError(f"{_CONFIG.value}: get_config() must return a TrainConfig")
-    enable_compilation_cache()
-    try:
-        finished = train(config, Path(_WORKDIR.value))
-    except FloatingPointError as error:
-        raise UserError(str(error)) from error
+    with distributed.job():
+        config, workdir = slime.configure(_CONFIG.value, _WORKDIR.value, given, overrides)
+        enable_compilation_cache()
+        try:
+            finished = train(config, workdir)
+        except FloatingPointError as error:
+            raise UserError(str(error)) from error
     if not finished:
         sys.exit(_STOPPED.value)
 
 
 if __name__ == "__main__":
-    configs.run(main, overrides=True)
+    configs.run(main, overrides=True, further=lambda argv: slime.split_argv(argv, set(flags.FLAGS)))

@@ -11,7 +11,7 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmrl import config as configs
-from mmrl.distributed import initialize
+from mmrl import distributed
 from mmrl.training.interrupts import stop_requests
 
 _THEN = flags.DEFINE_enum(
@@ -36,7 +36,11 @@ def total(mesh: Mesh) -> float:
 
 
 def main(argv: list[str]) -> None:
-    initialize()
+    with distributed.job():
+        take_part()
+
+
+def take_part() -> None:
     jax.config.update("jax_platforms", "cpu")
     mesh = Mesh(np.array(jax.devices()), "all")
     print(

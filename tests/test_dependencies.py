@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LOOP = ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.rl", "mmrl.report", "mmrl.data"]
 # Folder -> prefixes that its files must not import.
 FORBIDDEN = {
     "pallas_kernels": ["mmrl", "launch"],
@@ -24,6 +25,9 @@ FORBIDDEN = {
         "jax",
     ],
     "mmrl/rollout": ["mmrl.training", "mmrl.report", "mmrl.rewards"],
+    "mmrl/sandbox": ["jax", *LOOP],
+    "mmrl/tools": ["jax", *LOOP],
+    "mmrl/slime": ["mmrl.train", "mmrl.training.run", "mmrl.training.rollouts", "mmrl.report"],
     "mmrl/report": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.rl"],
 }
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mmrl import config as configs
+from mmrl import slime
 from mmrl.data import DataConfig, Example, examples
 from mmrl.data.files import SUFFIXES, split_slice
 from mmrl.errors import UserError, nearest, user_mistakes
+from mmrl.rewards.mixture import RewardSpec
+from mmrl.rewards.runner import Reward
+from mmrl.rewards.slime_functions import Arguments, reward_function
 from mmrl.rollout import SamplingConfig
 from mmrl.training.config import TrainConfig
 from mmrl.training.run import held_out_examples
@@ -31,11 +35,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to ask, the import path of the reward that judges, and how to sample by default."""
+    """What to ask, the import path of the reward that judges, and how to sample by default.
+
+    `arguments` and `reward_key` are for a reward that was written for slime.
+    """
 
     problems: tuple[Problem, ...]
-    reward: str
+    reward: RewardSpec
     sampling: SamplingConfig = SamplingConfig(group_size=1, max_new_tokens=512)
+    arguments: Arguments = dataclasses.field(default_factory=Arguments)
+    reward_key: str | None = None
+
+    def find_reward(self) -> Reward:
+        return reward_function(self.reward, self.arguments, self.reward_key)
 
 
 @dataclass(frozen=True)
@@ -126,13 +138,20 @@ def _of_run(request: Request, path: Path) -> Evaluation:
     counts: dict[str, int] = {}
     problems = []
     for example in found:
-        task = example.metadata.get("dataset", path.name)
+        names = example.metadata.get("dataset", path.name), example.metadata.get("mode")
+        task = ", ".join(filter(None, names))
         problems.append(Problem(task, counts.setdefault(task, 0), example))
         counts[task] += 1
     sampling = dataclasses.replace(
         config.sampling, group_size=1, temperature=evaluation.temperature
     )
-    return Evaluation(tuple(problems), request.reward or config.reward, sampling)
+    if config.group_reward and request.reward is None:
+        raise UserError(
+            f"{path} was trained on a reward of whole groups, which judges no single response: "
+            "give --reward"
+        )
+    judged = request.reward or config.reward
+    return Evaluation(tuple(problems), judged, sampling, slime.arguments(config), config.reward_key)
 
 
 def parse_settings(text: str) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The configuration of a training run: one frozen dataclass of the parts' own configs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mmrl.data import DataConfig
 from mmrl.models import DecoderConfig
 from mmrl.rl.loss import ObjectiveConfig
 from mmrl.rollout import SamplingConfig
+from mmrl.rollout.modes import ModeConfig
 from mmrl.sharding import MeshConfig
 from mmrl.text import CharTokenizer, PretrainedTokenizer
 from mmrl.training.checkpoint import CheckpointConfig
@@ -57,9 +58,18 @@ class TrainConfig:
 
     With `model.lora` both phases train the adapters alone; the KL's reference is a copy of them.
 
-    `reward` is the import path of a function of a `Sample`. `overlong_buffer` adds DAPO's length
+    `reward` is the import path of a function of a `Sample`, mmrl's or slime's (see
+    `mmrl.rewards.slime_functions`); `reward_key` names the entry of its dict that counts, and with
+    `group_reward` it judges a list of samples, a whole group. `overlong_buffer` adds DAPO's length
     punishment over that many last tokens; 0 is off. `dynamic_sampling_rounds` above 1 draws again,
-    so often at most, until `prompts_per_step` groups have rewards that differ (DAPO).
+    so often at most, until `prompts_per_step` groups have rewards that differ (DAPO), or are kept
+    by the function at the import path `dynamic_sampling_filter`.
+
+    `modes` are the modes of one model: prompts take turns in them, each with its mode's tag, limit
+    and temperature, in training and in evaluation; `sampling.max_new_tokens` must hold the longest.
+    `cache_memory_fraction` bounds the sampler's cache by a share of the devices' memory: a rollout
+    is drawn in as many batches as that takes.
+
     `objective.kl_coefficient` > 0 keeps the parameters at the start of RL as the KL's reference;
     `objective.tis_high` scores each rollout with the trainer before its first update. Rollouts go
     to disk every `rollouts_interval` steps.
@@ -81,12 +91,23 @@ class TrainConfig:
     prompt_length: int = 128
     updates_per_rollout: int = 1
     micro_batches: int = 1
-    advantage: Literal["group_relative", "leave_one_out", "batch_normalised"] = "group_relative"
+    advantage: Literal[
+        "group_relative",
+        "leave_one_out",
+        "batch_normalised",
+        "group_centred",
+        "group_batch_normalised",
+    ] = "group_relative"
     reward: str = "mmrl.rewards.reasoning_gym:score"
+    reward_key: str | None = None
+    group_reward: bool = False
     reward_timeout_seconds: float = 60.0
     reward_workers: int = 16
     overlong_buffer: int = 0
     dynamic_sampling_rounds: int = 1
+    dynamic_sampling_filter: str | None = None
+    modes: dict[str, ModeConfig] = field(default_factory=dict)
+    cache_memory_fraction: float | None = None
     rollouts_interval: int = 10
     seed: int = 0
 
@@ -112,3 +133,15 @@ class TrainConfig:
         for name in ("dynamic_sampling_rounds", "rollouts_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        longest = max((mode.max_new_tokens for mode in self.modes.values()), default=0)
+        if longest > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"a mode has max_new_tokens={longest}, more than sampling.max_new_tokens="
+                f"{self.sampling.max_new_tokens}"
+            )
+        if self.modes and self.prompts_per_step < len(self.modes):
+            raise ValueError(f"prompts_per_step must be at least {len(self.modes)}, one a mode")
+        if not 0 < (self.cache_memory_fraction or 1.0) <= 1:
+            raise ValueError(
+                f"cache_memory_fraction must lie in (0, 1], got {self.cache_memory_fraction}"
+            )

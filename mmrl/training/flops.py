@@ -6,20 +6,8 @@ import time
 import jax
 import jax.numpy as jnp
 
+from mmrl.chips import chip_of
 from mmrl.models import DecoderConfig, parameter_count
-
-# Dense bfloat16 FLOP/s of a chip, from the vendors' data sheets (TPU system architecture pages of
-# Google Cloud; NVIDIA H100 SXM without sparsity).
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-}
 
 
 def flops_per_token(config: DecoderConfig) -> float:
@@ -49,9 +37,9 @@ def step_flops(
 @functools.cache
 def peak_flops() -> float:
     """Peak FLOP/s of all devices: from the table, or measured by a 1,024³ float32 product."""
-    kind = jax.devices()[0].device_kind
-    if kind in PEAK_FLOPS:
-        return PEAK_FLOPS[kind] * jax.device_count()
+    chip = chip_of(jax.devices()[0].device_kind)
+    if chip is not None:
+        return chip.peak_bfloat16 * jax.device_count()
     x = jnp.ones((1024, 1024), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(x, x).block_until_ready()

@@ -34,6 +34,7 @@ class OptimizerConfig:
         decay_embeddings: whether embeddings decay too.
         clip_norm: greatest global gradient norm; None does not clip.
         max_consecutive_skips: non-finite gradients in a row at which `check_skips` raises.
+        offload: keep the moments in the host's memory between updates, where the platform can.
 
     Raises:
         ValueError: a value out of range.
@@ -51,6 +52,7 @@ class OptimizerConfig:
     decay_embeddings: bool = False
     clip_norm: float | None = 1.0
     max_consecutive_skips: int = 5
+    offload: bool = False
 
     def __post_init__(self) -> None:
         decays = self.schedule != "constant"
@@ -92,7 +94,29 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
         mask=lambda params: decayed(params, embeddings=config.decay_embeddings),
     )
-    return optax.apply_if_finite(optax.chain(clip, adamw), max_consecutive_errors=_NEVER)
+    guarded = optax.apply_if_finite(optax.chain(clip, adamw), max_consecutive_errors=_NEVER)
+    return offloaded(guarded) if config.offload else guarded
+
+
+def offloaded(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` with the arrays of its state in the host's memory; its counters stay on the device.
+
+    An update fetches them when the gradients are there and the activations gone, and puts them
+    back. For compiled functions only: eager operations on arrays of the host's memory fail.
+    """
+
+    def place(state, space):
+        return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, state)
+
+    def init(params):
+        return place(inner.init(params), jax.memory.Space.Host)
+
+    def update(grads, state, params=None):
+        state = place(state, jax.memory.Space.Device)
+        updates, state = inner.update(grads, state, params)
+        return updates, place(state, jax.memory.Space.Host)
+
+    return optax.GradientTransformation(init, update)
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:

@@ -1,6 +1,7 @@
 """Rollouts on the host: rewards in, advantages, dynamic sampling, and what is logged of them."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,46 +10,61 @@ import numpy as np
 from absl import logging
 
 from mmrl.data import Example, Sample, Status
-from mmrl.rewards.runner import Reward, score
+from mmrl.processes import everywhere, exchange, own_rows, share
+from mmrl.rewards.runner import Reward, RewardResult, score
+from mmrl.rewards.slime_functions import Filter, score_groups
 from mmrl.rl.advantages import (
     batch_normalised,
+    brevity_shaping,
     group_relative,
     informative,
     leave_one_out,
     overlong_shaping,
 )
 from mmrl.rollout import Rollout
+from mmrl.rollout.modes import has_form, mode_name
 from mmrl.text import Tokenizer
 from mmrl.training.config import TrainConfig
 
-ADVANTAGES = {
+ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
     "group_relative": group_relative,
     "leave_one_out": leave_one_out,
     "batch_normalised": batch_normalised,
+    "group_centred": functools.partial(group_relative, std=None),
+    "group_batch_normalised": functools.partial(batch_normalised, baseline="group"),
 }
+_SAMPLED = (
+    "prompt_tokens", "prompt_lengths", "tokens", "lengths", "mask", "behaviour_logprobs", "status",
+)  # fmt: skip
 
 
 def samples_of(rollout: Rollout, tokenizer: Tokenizer) -> list[Sample]:
-    """One `Sample` a response, group by group; `rollout.metadata` holds the prompts' examples."""
-    host = jax.device_get(rollout.arrays())
+    """One `Sample` a response, group by group, of the prompts whose examples this process has.
+
+    `rollout.metadata` holds the prompts' examples: all, or in a job of several processes those of
+    this one's `share` and None for the others.
+    """
+    own = share(len(rollout.metadata))
+    host = own_rows({name: getattr(rollout, name) for name in _SAMPLED})
     samples = []
-    for index, (p, g) in enumerate(np.ndindex(host.lengths.shape)):
+    for row, g in np.ndindex(host["lengths"].shape):
+        p = own[row]
         example: Example = rollout.metadata[p]
-        length = int(host.lengths[p, g])
-        prompt = host.prompt_tokens[p, : host.prompt_lengths[p]]
-        response = host.tokens[p, g, :length]
+        length = int(host["lengths"][row, g])
+        prompt = host["prompt_tokens"][row, : host["prompt_lengths"][row]]
+        response = host["tokens"][row, g, :length]
         samples.append(
             Sample(
                 group_index=p,
-                index=index,
+                index=p * host["lengths"].shape[1] + g,
                 prompt=example.prompt,
                 tokens=[*prompt.tolist(), *response.tolist()],
                 response=tokenizer.decode(response),
                 response_length=length,
                 label=example.label,
-                loss_mask=host.mask[p, g, :length].astype(int).tolist(),
-                rollout_log_probs=host.behaviour_logprobs[p, g, :length].tolist(),
-                status=Status(int(host.status[p, g])),  # type: ignore[call-arg]
+                loss_mask=host["mask"][row, g, :length].astype(int).tolist(),
+                rollout_log_probs=host["behaviour_logprobs"][row, g, :length].tolist(),
+                status=Status(int(host["status"][row, g])),  # type: ignore[call-arg]
                 metadata=example.metadata,
             )
         )
@@ -60,18 +76,33 @@ def reward_rollout(
 ) -> tuple[Rollout, dict[str, Any]]:
     """Scores every response. A sample whose reward fails becomes FAILED and leaves the loss.
 
-    Returns the rollout with its rewards, and metrics: `reward/solved` (a component "solved", or
-    else a reward of 1 and more), the mean of every component, and `reward/failed`.
+    Each process scores its own share; all learn the results.
+
+    Returns the rollout with its rewards and with its own samples as metadata, group by group, and
+    metrics: `reward/solved` (a component "solved", or else a reward of 1 and more), the mean of
+    every component, and `reward/failed`; with modes also `mode_metrics`.
     """
     samples = samples_of(rollout, config.tokenizer)
-    results = score(
+    judge: Callable[..., list[RewardResult]] = score
+    if config.group_reward:
+        group_size = rollout.lengths.shape[1]
+        judge = functools.partial(score_groups, group_size=group_size, key=config.reward_key)
+    scored = judge(
         samples,
         reward,
         timeout_seconds=config.reward_timeout_seconds,
         max_workers=config.reward_workers,
     )
-    shape = rollout.lengths.shape
+    own = [
+        (r.value, r.components, r.error, sample.remove_sample, _has_form(sample, config))
+        for r, sample in zip(scored, samples, strict=True)
+    ]
+    judged = [fields for part in exchange(own) for fields in part]
+    results = [RewardResult(*fields[:3]) for fields in judged]
+    status, lengths = everywhere((rollout.status, rollout.lengths))
+    shape = lengths.shape
     failed = np.asarray([r.error is not None for r in results]).reshape(shape)
+    removed = np.asarray([fields[3] for fields in judged]).reshape(shape)
     values = np.asarray([r.value for r in results], np.float32).reshape(shape)
     solved = [r.components.get("solved", float(r.value >= 1)) for r in results]
     metrics = {"reward/solved": float(np.mean(solved)), "reward/failed": float(failed.mean())}
@@ -82,21 +113,52 @@ def reward_rollout(
         logging.warning("%d of %d rewards failed, the first: %s", failed.sum(), failed.size, first)
     if config.overlong_buffer:
         limit, buffer = config.sampling.max_new_tokens, config.overlong_buffer
-        values = values + np.asarray(
-            overlong_shaping(rollout.lengths, max_length=limit, buffer=buffer)
-        )
+        values = values + np.asarray(overlong_shaping(lengths, max_length=limit, buffer=buffer))
+    if config.modes:
+        metrics |= mode_metrics(config, lengths, np.reshape(solved, shape))
+        modes = [config.modes[mode_name(row, config.modes)] for row in range(shape[0])]
+        bounds = np.asarray([[mode.max_new_tokens] for mode in modes])
+        weights = np.asarray([[mode.length_penalty] for mode in modes])
+        formed = np.asarray([fields[4] for fields in judged]).reshape(shape)
+        values = np.where(formed, values, np.minimum(values, 0))
+        values = np.asarray(brevity_shaping(values, lengths, max_lengths=bounds, weights=weights))
+    groups: list[list[Sample] | None] = [None] * shape[0]
+    for row, p in enumerate(share(shape[0])):
+        groups[p] = samples[row * shape[1] : (row + 1) * shape[1]]
+    for sample in samples:
+        p, g = divmod(sample.index, shape[1])
+        sample.reward = 0.0 if failed[p, g] else float(values[p, g])
+        sample.status = Status.FAILED if failed[p, g] else sample.status
     rollout = rollout.replace(
-        reward=jnp.asarray(np.where(failed, 0, values)),
-        status=jnp.where(failed, int(Status.FAILED), rollout.status),
-        mask=rollout.mask * ~failed[..., None],
+        reward=np.where(failed, 0, values),
+        status=np.where(failed, int(Status.FAILED), status),
+        lengths=lengths,
+        mask=rollout.mask * ~(failed | removed)[..., None],
+        metadata=tuple(groups),
     )
     return rollout, metrics
+
+
+def _has_form(sample: Sample, config: TrainConfig) -> bool:
+    return not config.modes or has_form(sample.response, config.modes[sample.metadata["mode"]])
+
+
+def mode_metrics(config: TrainConfig, lengths: np.ndarray, solved: np.ndarray) -> dict[str, float]:
+    """`mode/NAME/length_mean` and `mode/NAME/solved` of responses [P, G] that took turns."""
+    names = np.asarray([mode_name(row, config.modes) for row in range(len(lengths))])
+    return {
+        f"mode/{name}/{metric}": float(values[names == name].mean())
+        for name in config.modes
+        if (names == name).any()
+        for metric, values in (("length_mean", lengths), ("solved", solved))
+    }
 
 
 def with_advantages(rollout: Rollout, config: TrainConfig) -> Rollout:
     """Fills in the advantages; samples whose reward failed count in no group's mean."""
     valid = rollout.status != int(Status.FAILED)
-    return rollout.replace(advantages=ADVANTAGES[config.advantage](rollout.reward, valid))
+    advantages = ADVANTAGES[config.advantage](rollout.reward, valid)
+    return rollout.replace(advantages=np.asarray(advantages))
 
 
 def informative_groups(rollout: Rollout) -> np.ndarray:
@@ -105,47 +167,74 @@ def informative_groups(rollout: Rollout) -> np.ndarray:
     return np.asarray(informative(rollout.reward, valid))
 
 
-def keep_informative(parts: list[Rollout], prompts: int) -> Rollout:
+def filtered(rollout: Rollout, keep: Filter | None) -> tuple[Rollout, np.ndarray]:
+    """The rollout and which of its groups are worth training on, [P] bool.
+
+    The informative ones; or those that a filter of the user's keeps, and then the others leave the
+    loss. Each process asks the filter about its own groups.
+    """
+    if keep is None:
+        return rollout, informative_groups(rollout)
+    own = [bool(keep(group)) for group in rollout.metadata if group is not None]
+    kept = np.asarray([answer for part in exchange(own) for answer in part])
+    return rollout.replace(mask=rollout.mask * kept[:, None, None]), kept
+
+
+def keep_informative(
+    parts: list[Rollout], prompts: int, chosen: list[np.ndarray] | None = None
+) -> Rollout:
     """Of several rollouts, the first informative groups, filled up with others to `prompts`.
 
+    `chosen` says of each rollout which groups come first, where it is not the informative ones.
     Dynamic sampling, DAPO (arXiv 2503.14476) section 3.2.
     """
     if len(parts) == 1:
         return parts[0]
-    differ = np.concatenate([informative_groups(part) for part in parts])
+    differ = np.concatenate(chosen or [informative_groups(part) for part in parts])
     order = np.argsort(~differ, kind="stable")[:prompts]
-    arrays = [part.arrays() for part in parts]
-    whole = jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *arrays)
+    whole = _choose([part.arrays() for part in parts], order)
+    on_host = {
+        name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])[order]
+        for name in ("lengths", "status", "reward", "advantages")
+    }
     examples = [example for part in parts for example in part.metadata]
-    return whole.replace(metadata=tuple(examples[i] for i in order))
+    return whole.replace(metadata=tuple(examples[i] for i in order), **on_host)
+
+
+@jax.jit
+def _choose(parts: list[Rollout], order: jax.Array) -> Rollout:
+    """These prompts of all parts. One program, for each may move rows between the devices."""
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *parts)
 
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Means over all samples, as `metrics.jsonl` names them."""
-    host = jax.device_get(rollout.arrays())
     return {
-        "reward/mean": float(host.reward.mean()),
-        "reward/std": float(host.reward.std()),
-        "response/length_mean": float(host.lengths.mean()),
-        "response/truncated": float((host.status == int(Status.TRUNCATED)).mean()),
+        "reward/mean": float(rollout.reward.mean()),
+        "reward/std": float(rollout.reward.std()),
+        "response/length_mean": float(rollout.lengths.mean()),
+        "response/truncated": float(np.mean(rollout.status == int(Status.TRUNCATED))),
     }
 
 
 def rollout_rows(rollout: Rollout, step: int, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
-    """The samples as `rollouts/STEP.jsonl` holds them (format: `mmrl.report.metrics`)."""
-    host = jax.device_get(rollout.arrays())
-    for sample in samples_of(rollout, tokenizer):
-        p, g = divmod(sample.index, host.lengths.shape[1])
-        response = sample.tokens[len(sample.tokens) - sample.response_length :]
-        yield {
-            "step": step,
-            "group": p,
-            "prompt": sample.prompt,
-            "label": sample.label,
-            "response_tokens": [tokenizer.decode([token]) for token in response],
-            "logprobs": sample.rollout_log_probs,
-            "mask": sample.loss_mask,
-            "reward": float(host.reward[p, g]),
-            "advantage": float(host.advantages[p, g]),
-            "status": sample.status.value,
-        }
+    """This process's samples as `rollouts/STEP.jsonl` holds them (format: `mmrl.report.metrics`).
+
+    Of a rollout with rewards and advantages.
+    """
+    for p, samples in enumerate(rollout.metadata):
+        for g, sample in enumerate(samples or ()):
+            status = Status(int(rollout.status[p, g]))  # type: ignore[call-arg]
+            response = sample.tokens[len(sample.tokens) - sample.response_length :]
+            yield {
+                "step": step,
+                "group": p,
+                "prompt": sample.prompt,
+                "label": sample.label,
+                "response_tokens": [tokenizer.decode([token]) for token in response],
+                "logprobs": sample.rollout_log_probs,
+                "mask": [0 if status is Status.FAILED else m for m in sample.loss_mask],
+                "reward": float(rollout.reward[p, g]),
+                "advantage": float(rollout.advantages[p, g]),
+                "status": status.value,
+            }

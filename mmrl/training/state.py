@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import optax
@@ -11,6 +12,8 @@ from jax.sharding import Mesh
 from mmrl.errors import UserError
 from mmrl.models import Decoder, DecoderConfig, load
 from mmrl.sharding import shardings
+
+HOST_MEMORY = "pinned_host"  # what TPUs and GPUs call it
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +85,36 @@ def split_trained(params: nnx.State) -> tuple[nnx.State, nnx.State]:
     return (adapters, base) if jax.tree.leaves(adapters) else (base, adapters)
 
 
-def init_optimizer(optimizer: optax.GradientTransformation, params: nnx.State, mesh: Mesh):
-    """The optimizer's state, its moments sharded as the parameters are."""
+def init_optimizer(
+    optimizer: optax.GradientTransformation, params: nnx.State, mesh: Mesh, offload: bool = False
+):
+    """The optimizer's state, its moments sharded as the parameters are; `offload`: on the host.
+
+    Raises `UserError` where the devices have no host memory to compute with.
+    """
+    _, places = optimizer_places(optimizer, params, mesh, offload)
+    return jax.jit(optimizer.init, out_shardings=places)(params)
+
+
+def optimizer_places(optimizer, params, mesh: Mesh, offload: bool = False) -> tuple[Any, Any]:
+    """The optimizer's state as shapes, and where `init_optimizer` puts it."""
     shapes = jax.eval_shape(optimizer.init, params)
-    return jax.jit(optimizer.init, out_shardings=shardings(shapes, mesh))(params)
+    places = shardings(shapes, mesh)
+    return shapes, host_memory(shapes, places) if offload else places
+
+
+def host_memory(shapes, places):
+    """Where `mmrl.training.optimizer.offloaded` puts an optimizer's state: `places`, on the host.
+
+    Raises `UserError` where the devices have no such memory.
+    """
+    device = jax.tree.leaves(places)[0].mesh.devices.flat[0]
+    found = {memory.kind for memory in device.addressable_memories()}
+    if HOST_MEMORY not in found:
+        raise UserError(
+            f"optimizer.offload needs devices with the memory {HOST_MEMORY!r}, and these have "
+            f"{', '.join(sorted(found))}: set it to False and cut the state by mesh.fsdp"
+        )
+    return jax.tree.map(
+        lambda x, place: place.with_memory_kind(HOST_MEMORY) if x.ndim else place, shapes, places
+    )

@@ -1,11 +1,23 @@
-"""Dynamic sampling: which groups a step keeps of several rollouts."""
+"""Rewards of a rollout, and dynamic sampling: which groups a step keeps of several rollouts."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mmrl.data import Status
+from mmrl import config as configs
+from mmrl.data import Example, Sample, Status
 from mmrl.rollout import Rollout
-from mmrl.training.rollouts import informative_groups, keep_informative
+from mmrl.rollout.modes import ModeConfig, with_modes
+from mmrl.training.config import TrainConfig
+from mmrl.training.rollouts import (
+    filtered,
+    informative_groups,
+    keep_informative,
+    reward_rollout,
+)
 
 
 def rollout(first: int, rewards: list[list[float]], failed: tuple[tuple[int, int], ...] = ()):
@@ -52,3 +64,75 @@ def test_more_informative_groups_than_wanted_are_cut():
 def test_one_round_is_kept_as_it_is():
     only = rollout(10, [[1, 1], [0, 1]])
     assert keep_informative([only], 2) is only
+
+
+def test_a_filter_chooses_groups_and_takes_the_others_out_of_the_loss():
+    groups = rollout(10, [[0, 1], [1, 1], [0, 0]])
+    samples = tuple([Sample(reward=r) for r in group] for group in ([0, 1], [1, 1], [0, 0]))
+    groups = groups.replace(metadata=samples)
+    kept, chosen = filtered(groups, lambda samples: sum(s.reward for s in samples) != 1)
+    assert chosen.tolist() == [False, True, True]
+    assert kept.mask.sum(axis=(1, 2)).tolist() == [0, 4, 4]
+    same, informative = filtered(groups, None)
+    assert same is groups and informative.tolist() == [True, False, False]
+    joined = keep_informative([kept, kept], 3, [chosen, chosen])
+    assert joined.prompt_tokens[:, 0].tolist() == [11, 12, 11]
+
+
+def scored(config: TrainConfig, reward, modes=None, prompts: int = 4):
+    """Rewards of two samples each of `prompts` prompts, whose responses are 'a', 'aa', 'aaa', …"""
+    tokenizer = config.tokenizer
+    config = replace(config, modes=modes or {}, sampling=replace(config.sampling, max_new_tokens=8))
+    lengths = np.arange(1, 2 * prompts + 1).reshape(prompts, 2)
+    tokens = np.zeros((prompts, 2, 8), np.int32)
+    tokens[np.arange(8) < lengths[..., None]] = tokenizer.encode("a")[0]
+    examples = with_modes([Example("a>", label="a")] * prompts, config.modes)
+    groups = rollout(3, np.zeros((prompts, 2)).tolist()).replace(
+        tokens=jnp.asarray(tokens),
+        lengths=jnp.asarray(lengths),
+        mask=jnp.asarray(np.arange(8) < lengths[..., None], jnp.float32),
+        behaviour_logprobs=jnp.zeros(tokens.shape),
+        metadata=tuple(examples),
+    )
+    return reward_rollout(groups, reward, config)
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    return configs.load(Path(__file__).parents[1] / "configs" / "copy_letter.py")
+
+
+def test_a_group_reward_and_its_key_are_the_configs(config):
+    config = replace(config, group_reward=True, reward_key="rank")
+
+    def ranks(samples):
+        return [{"rank": float(i), "note": "text"} for i in range(len(samples))]
+
+    judged, metrics = scored(config, ranks)
+    assert judged.reward.tolist() == [[0, 1]] * 4
+    assert metrics["reward/failed"] == 0
+
+
+def test_a_sample_that_its_reward_removes_counts_in_the_group_and_not_in_the_loss(config):
+    def drops(sample):
+        sample.remove_sample = sample.index % 2 == 1
+        return float(sample.index % 2)
+
+    judged, _ = scored(config, drops)
+    assert judged.reward.tolist() == [[0, 1]] * 4
+    assert np.asarray(judged.mask).sum(axis=-1).tolist() == [[1, 0], [3, 0], [5, 0], [7, 0]]
+    assert [s.reward for s in judged.metadata[0]] == [0.0, 1.0]
+
+
+def test_modes_shape_their_own_responses_only(config):
+    modes = {
+        "brief": ModeConfig("a", 8, 1.0, length_penalty=0.5),
+        "long": ModeConfig("b", 8, 1.0, form="a{3}"),
+    }
+    judged, metrics = scored(config, lambda sample: 1.0, modes)
+    # brief: prompts 0 and 2 with lengths 1, 2 and 5, 6; long: only 'aaa', of lengths 3, 4 and 7, 8
+    expected = [[1 - 0.5 / 8, 1 - 1 / 8], [1, 0], [1 - 2.5 / 8, 1 - 3 / 8], [0, 0]]
+    np.testing.assert_allclose(judged.reward, expected, rtol=1e-6)
+    assert metrics["mode/brief/length_mean"] == np.mean([1, 2, 5, 6])
+    assert metrics["mode/long/length_mean"] == np.mean([3, 4, 7, 8])
+    assert metrics["mode/long/solved"] == 1.0
