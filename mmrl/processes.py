@@ -17,7 +17,7 @@ from mmrl.sharding import by_process
 
 
 def share(count: int) -> range:
-    """Which of `count` rows are this process's: equal consecutive parts, the last may be shorter."""
+    """Which of `count` rows are this process's: equal consecutive parts, the last may be less."""
     size = -(-count // jax.process_count())
     start = min(jax.process_index() * size, count)
     return range(start, min(start + size, count))
@@ -45,7 +45,9 @@ def everywhere(tree: Any) -> Any:
     """Global arrays, whole, as numpy arrays on every process; for small ones."""
 
     def one(x: jax.Array) -> np.ndarray:
-        return np.asarray(x) if _on_this_host(x) else multihost_utils.process_allgather(x, tiled=True)
+        return (
+            np.asarray(x) if _on_this_host(x) else multihost_utils.process_allgather(x, tiled=True)
+        )
 
     return jax.tree.map(one, tree)
 

@@ -23,7 +23,7 @@ from mmrl import generation_flags as generation
 from mmrl.compilation import enable_compilation_cache
 from mmrl.errors import UserError
 from mmrl.models import load
-from mmrl.rollout.modes import MODES, Mode, render_prompt
+from mmrl.rollout.modes import MODES, Mode, mode_of, render_prompt
 from mmrl.rollout.streaming import Conversation
 from mmrl.text import StreamDecoder, Tokenizer
 
@@ -91,7 +91,7 @@ class Chat:
 
     def _render(self, messages: list[dict]) -> str:
         if self._template is None:
-            return self._text + messages[-1]["content"]
+            return self._text + self.mode.tag + messages[-1]["content"]
         return render_prompt(self._template, messages, self.mode)
 
     def _encode(self, text: str) -> list[int]:
@@ -159,7 +159,8 @@ def _interrupts() -> Iterator[threading.Event]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write --prompt={argv[1]!r}")
-    mode, path = MODES[_MODE.value], Path(generation.CHECKPOINT.value)
+    path = Path(generation.CHECKPOINT.value)
+    mode = mode_of(path, _MODE.value)
     sampling = generation.sampling_from(mode.sampling)
     mode = dataclasses.replace(mode, sampling=sampling, context=_CONTEXT.value or mode.context)
     generation.only_warnings()

@@ -87,7 +87,7 @@ def available() -> bool:
 
 
 def environment(dump: str | Path | None = None) -> dict[str, str]:
-    """The environment of a process that compiles for an H100, its kernels' passes left in `dump`."""
+    """The environment of a process that compiles for an H100, its kernels left in `dump`."""
     path = os.pathsep.join([str(directory()), os.environ.get("PYTHONPATH", "")])
     flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={_cuda()}"
     if dump is not None:

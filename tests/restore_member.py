@@ -1,6 +1,6 @@
 """A process of a job that restores a run as the trainer does and writes its arrays to a file.
 
-Arguments: --config, --workdir and the flags of `mmrl.distributed`, as for the trainer, and --output.
+Flags: --config, --workdir and those of `mmrl.distributed`, as for the trainer, and --output.
 """
 
 from pathlib import Path

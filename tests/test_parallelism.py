@@ -44,7 +44,7 @@ PROMPTS = np.random.default_rng(0).integers(4, 40, (8, 8)).astype(np.int32)
 LENGTHS = np.asarray([8, 5, 1, 7, 8, 2, 6, 3], np.int32)
 
 
-def run(config: DecoderConfig, mesh) -> dict:
+def run(config: DecoderConfig, mesh, prompts=(PROMPTS, LENGTHS), sampling=SAMPLING) -> dict:
     """Tokens that are sampled, and loss and gradients of their log-probabilities."""
     graphdef, _ = abstract_model(config)
 
@@ -57,8 +57,8 @@ def run(config: DecoderConfig, mesh) -> dict:
 
     with jax.set_mesh(mesh):
         params = init_params(config, jax.random.key(0), mesh)
-        prompts = jax.device_put((PROMPTS, LENGTHS), batch_shardings((PROMPTS, LENGTHS), mesh))
-        rollout = generate(nnx.merge(graphdef, params), prompts, SAMPLING, jax.random.key(1))
+        prompts = jax.device_put(prompts, batch_shardings(prompts, mesh))
+        rollout = generate(nnx.merge(graphdef, params), prompts, sampling, jax.random.key(1))
         value, grads = jax.jit(jax.value_and_grad(loss))(params, rollout.arrays())
         return jax.device_get(
             {"rollout": rollout.arrays(), "loss": value, "grads": dict(nnx.to_flat_state(grads))}
@@ -78,8 +78,31 @@ def test_a_mesh_gives_the_loss_gradients_and_tokens_of_one_device(
 ):
     # Tokens are few here; with this they take the way of many.
     monkeypatch.setattr(experts, "FEW_TOKENS", 4)
-    expected = of_one_device[model]
     found = run(MODELS[model], make_mesh(MeshConfig(**{"data": 1} | sizes)))
+    assert_equal(found, of_one_device[model])
+
+
+@pytest.mark.parametrize(
+    "prompts, group, sizes",
+    [
+        (1, 8, {"data": 2, "fsdp": 2, "expert": 2}),  # one prompt for all devices
+        (2, 8, {"data": 2, "fsdp": 4}),  # cut over data alone, then shared by four devices
+        (4, 4, {"data": 8}),  # half a group on each device
+        (12, 6, {"data": 2, "fsdp": 4}),  # a group and a half
+    ],
+)
+def test_fewer_prompts_than_devices_are_shared_by_the_devices_of_their_rows(prompts, group, sizes):
+    rows = (np.resize(PROMPTS, (prompts, 8)), np.resize(LENGTHS, prompts))
+    sampling = dataclasses.replace(SAMPLING, group_size=group)
+    meshes = (
+        make_mesh(MeshConfig(**{"data": 1} | sizes)),
+        make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]),
+    )
+    assert_equal(*(run(MODELS["hybrid"], mesh, rows, sampling) for mesh in meshes))
+
+
+def assert_equal(found: dict, expected: dict) -> None:
+    """The same tokens, and loss and gradients up to rounding."""
     np.testing.assert_array_equal(found["rollout"].tokens, expected["rollout"].tokens)
     np.testing.assert_allclose(
         found["rollout"].behaviour_logprobs, expected["rollout"].behaviour_logprobs, atol=1e-5

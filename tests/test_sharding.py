@@ -9,7 +9,15 @@ import pytest
 from flax import nnx
 from oracles.small_models import HYBRID
 
-from mmrl.sharding import MeshConfig, batch_shardings, make_mesh, reshard, spec
+from mmrl.sharding import (
+    MeshConfig,
+    batch_shardings,
+    layout,
+    make_mesh,
+    reshard,
+    spec,
+    uncut,
+)
 from mmrl.training.state import abstract_model, init_params
 
 CONFIG = dataclasses.replace(HYBRID, vocab_size=40, num_layers=4)
@@ -43,6 +51,11 @@ def test_a_mesh_axis_shards_one_dimension_and_only_if_it_divides():
     assert tuple(spec(("embed", "heads", "head_dim"), (24, 4, 8), mesh)) == ("fsdp", "tensor", None)
     assert tuple(spec(("embed", "embed"), (24, 24), mesh)) == ("fsdp", None)
     assert tuple(spec(("vocab", "embed"), (37, 24), mesh)) == (None, "fsdp")
+    # Of several mesh axes as many as divide it, from the first on.
+    with layout("decode"):
+        sizes = {size: tuple(spec(("heads",), (size,), mesh))[0] for size in (16, 6, 12, 3)}
+    assert sizes == {16: ("tensor", "fsdp"), 6: "tensor", 12: "tensor", 3: None}
+    assert uncut("vocab", 38, mesh) == () and uncut("vocab", 37, mesh) == ("tensor",)
     with pytest.raises(ValueError, match="unknown logical axis 'hats'"):
         spec(("hats",), (4,), mesh)
 

@@ -5,15 +5,14 @@ them; the package is read and never imported.
 """
 
 import functools
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmrl.data.records import Example
 from mmrl.data.tasks import is_held_out
 from mmrl.errors import UserError, nearest
+from mmrl.packages import package_folder
 
 CATEGORIES = (
     "simple_python",
@@ -86,7 +85,8 @@ def _answers(category: str) -> Mapping[str, Any]:
 
 def _rows(name: str) -> list[dict[str, Any]]:
     *folder, category = name.split("/")
-    path = Path(_folder(), *folder, f"BFCL_v4_{category}.json")
+    data = package_folder("bfcl_eval", "bfcl-eval==2026.3.23") / "data"
+    path = data.joinpath(*folder, f"BFCL_v4_{category}.json")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -120,10 +120,3 @@ def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(schema.get("items"), Mapping):
         converted["items"] = _schema(schema["items"])
     return converted
-
-
-def _folder() -> Path:
-    spec = importlib.util.find_spec("bfcl_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("bfcl is in a package: pip install --no-deps bfcl-eval==2026.3.23")
-    return Path(spec.submodule_search_locations[0]) / "data"

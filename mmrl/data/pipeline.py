@@ -145,7 +145,8 @@ def supervised_batches(
         segment_ids  [B, T] int32, 1, 2, … for the examples of a row, 0 for padding
         positions    [B, T] int32, from 0 in each example
 
-    `prepare` changes an example before it is tokenized, knowing its number among those of all processes.
+    `prepare` changes an example before it is tokenized, knowing its number in the stream of all
+    processes.
 
     Packed rows and the state hold other examples for another number of processes: each packs what
     is its own.

@@ -71,9 +71,9 @@ class DecoderConfig:
     `attention_bias` is on q, k and v, `attention_out_bias` on the output projection.
     `normalise_top_k` makes the weights of a token's experts sum to 1. `context_length`, the tokens
     that the model was made for, limits nothing here; it is part of what an export says.
-    `remat` is what the backward pass computes again, layer by layer, to keep less: nothing ("none"),
-    all but the layer's input ("full"), all but what is multiplied by a weight matrix
-    ("projections"; experts are computed again), or no product at all ("products").
+    `remat` is what the backward pass computes again, layer by layer, to keep less: "none" nothing,
+    "full" all but the layer's input, "projections" all but the products with weight matrices (those
+    of experts are computed again), "products" all but products of any kind.
     `lora` adds adapters to projections; training then changes nothing else.
     `lightning_slopes` names the decay rates' formula (`mmrl.models.attention.layer_slopes`).
     """

@@ -7,6 +7,7 @@ H100s, whose description XLA gets.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -38,13 +39,15 @@ _OUT_OF_MEMORY = "CompileTimeHbmOom"  # a TPU's compiler gives up, its listings 
 class Compiled:
     """What the compiler says of one program, per device, and what compiling it took here.
 
-    `seconds` are those of tracing and compiling, `host_bytes` the most that the process held.
+    `seconds` are those of tracing and compiling, `cpu_seconds` what the process
+    used of its cores, `host_bytes` the most that the process held.
     """
 
     name: str
     memory: buffers.Memory
     collectives: tuple[hlo.Collective, ...]
     seconds: float
+    cpu_seconds: float
     host_bytes: int
 
 
@@ -67,7 +70,7 @@ def compile_program(
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
-            status, host_bytes = _wait(process, dump, topology, start + timeout_seconds)
+            status, usage = _wait(process, dump, topology, start + timeout_seconds)
             seconds = time.monotonic() - start
             log.seek(0)
             said = log.read()
@@ -82,7 +85,8 @@ def compile_program(
             buffers.memory(_read(dump, _ASSIGNMENT), text),
             tuple(hlo.collectives(text, unknown_trips=decode_steps)),
             seconds,
-            host_bytes,
+            usage.ru_utime + usage.ru_stime,
+            usage.ru_maxrss * 1024,
         )
 
 
@@ -125,13 +129,15 @@ def mesh_of(config: TrainConfig, topology: Topology) -> Mesh:
     return make_mesh(config.mesh, list(devices(topology)))
 
 
-def _wait(process: subprocess.Popen, dump: Path, topology: Topology, end: float) -> tuple[int, int]:
-    """Waits until the program is compiled far enough: exit status and most bytes held."""
+def _wait(
+    process: subprocess.Popen, dump: Path, topology: Topology, end: float
+) -> tuple[int, resource.struct_rusage]:
+    """Waits until the program is compiled far enough: exit status and what the process used."""
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, usage.ru_maxrss * 1024
+            return process.returncode, usage
         if (topology.platform == "tpu" and _assigned(dump)) or time.monotonic() > end:
             process.kill()
         time.sleep(POLL_SECONDS)

@@ -5,7 +5,7 @@ other are the compiled programs', and arithmetic where nothing was compiled.
 """
 
 import dataclasses
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -142,8 +142,8 @@ def _as_compiled(
 
 def transfers(found: Iterable[hlo.Collective], repeats: int = 1) -> tuple[Transfer, ...]:
     """What the collectives of a program that runs so often send, by devices and span."""
-    size: Counter[tuple[int, int]] = Counter()
-    number: Counter[tuple[int, int]] = Counter()
+    size: defaultdict[tuple[int, int], float] = defaultdict(float)
+    number: defaultdict[tuple[int, int], float] = defaultdict(float)
     for collective in found:
         key, times = (collective.devices, collective.span), repeats * (collective.times or 1)
         size[key] += times * collective.sent

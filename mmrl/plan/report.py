@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from mmrl.chips import GIB
 from mmrl.models import parameter_count
 from mmrl.plan.advice import remedies
+from mmrl.plan.compiler import Compiled
 from mmrl.plan.predict import Plan, warnings
 from mmrl.plan.roofline import SECONDS_AN_HOUR, Efficiency
 
@@ -42,6 +43,7 @@ def facts(plan: Plan, efficiency: Efficiency | None = None) -> dict[str, Any]:
                 "largest": [dataclasses.asdict(b) for b in program.memory.largest],
                 "sent": _sent(program),
                 "compile_seconds": program.seconds,
+                "compile_cpu_seconds": program.cpu_seconds,
                 "compile_host_bytes": program.host_bytes,
             }
             for name, program in plan.programs.items()
@@ -75,10 +77,10 @@ def facts(plan: Plan, efficiency: Efficiency | None = None) -> dict[str, Any]:
     }
 
 
-def _sent(program) -> dict[str, dict[str, float]]:
+def _sent(program: Compiled) -> dict[str, dict[str, float]]:
     """Bytes that a device sends and how many collectives there are, by kind."""
-    size: Counter[str] = Counter()
-    number: Counter[str] = Counter()
+    size: defaultdict[str, float] = defaultdict(float)
+    number: defaultdict[str, int] = defaultdict(int)
     for collective in program.collectives:
         if collective.devices > 1:
             times = collective.times or 1
@@ -173,7 +175,8 @@ def _programs(found: dict) -> list[str]:
             for kind, x in program["sent"].items()
         )
         lines.append(
-            f"  {name:9} compiled in {program['compile_seconds']:.0f} s and "
+            f"  {name:9} compiled in {program['compile_seconds']:.0f} s "
+            f"({program['compile_cpu_seconds']:.0f} of CPU) and "
             f"{program['compile_host_bytes'] / GIB:.1f} GiB; sends {sent or 'nothing'}"
         )
     return ["collectives, a device and execution", *lines] if lines else []

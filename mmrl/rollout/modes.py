@@ -6,14 +6,18 @@ that answers by both, as a tag in the prompt asks.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmrl import config as configs
 from mmrl.data.records import Example
+from mmrl.models.pretrained.orbax import is_run
 from mmrl.rollout.sampling import SamplingConfig
 from mmrl.text import ChatTemplate
 
@@ -23,11 +27,15 @@ _OPEN, _CLOSE = "<think>\n", "\n</think>\n\n"
 
 @dataclass(frozen=True)
 class Mode:
-    """How a mode samples, the tokens that a conversation may have, and whether the model thinks."""
+    """How a mode samples, the tokens that a conversation may have, and whether the model thinks.
+
+    `tag` asks a model for the mode that was trained with `TrainConfig.modes`, see `ModeConfig`.
+    """
 
     sampling: SamplingConfig
     context: int
     thinking: bool
+    tag: str = ""
 
 
 MODES = {
@@ -55,6 +63,7 @@ def render_prompt(
     Without thinking, templates that know `enable_thinking` (Qwen3) are told so, and a <think> that
     the prompt would leave open (MiniMax-M2) is closed. A model that opens it by itself still may.
     """
+    messages = tag_messages(messages, mode.tag) if mode.tag else messages
     prompt = template.render(messages, tools, enable_thinking=mode.thinking)
     return prompt + _CLOSE if prompt.endswith(_OPEN) and not mode.thinking else prompt
 
@@ -104,6 +113,21 @@ class ModeConfig:
         return cls(tag, **profile | changes)
 
 
+def mode_of(path: Path, name: str) -> Mode:
+    """The profile `name` for the model at `path`: of a run that trained this mode, as it did."""
+    profile = MODES[name]
+    if not is_run(path):
+        return profile
+    fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if name not in fields.get("modes", {}):
+        return profile
+    trained = configs.from_dict(ModeConfig, fields["modes"][name])
+    sampling = dataclasses.replace(
+        profile.sampling, max_new_tokens=trained.max_new_tokens, temperature=trained.temperature
+    )
+    return dataclasses.replace(profile, sampling=sampling, tag=trained.tag)
+
+
 def has_form(response: str, mode: ModeConfig) -> bool:
     """Whether the response has the form that its mode asks for."""
     return mode.form is None or re.fullmatch(mode.form, response, re.DOTALL) is not None
@@ -138,11 +162,17 @@ def _with_mode(example: Example, name: str, mode: ModeConfig) -> Example:
     prompt, metadata = example.prompt, example.metadata | {"mode": name}
     if isinstance(prompt, str):
         return dataclasses.replace(example, prompt=mode.tag + prompt, metadata=metadata)
-    system, rest = "", prompt
-    if prompt and prompt[0]["role"] == "system":
-        system, rest = f"\n{prompt[0]['content']}", prompt[1:]
-    messages = [{"role": "system", "content": mode.tag + system}, *rest]
+    messages = tag_messages(prompt, mode.tag)
     return dataclasses.replace(example, prompt=messages, metadata=metadata)
+
+
+def tag_messages(messages: Sequence[Mapping[str, Any]], tag: str) -> list[dict[str, Any]]:
+    """The messages with the tag as system message, or as the first line of the one they have."""
+    system, rest = tag, [dict(message) for message in messages]
+    if rest and rest[0]["role"] == "system":
+        system = f"{tag}\n{rest[0]['content']}"
+        rest = rest[1:]
+    return [{"role": "system", "content": system}, *rest]
 
 
 def mode_limits(

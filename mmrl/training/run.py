@@ -208,8 +208,9 @@ def _own_positions(saved: list[dict[str, Any]]) -> dict[str, Any]:
     processes = jax.process_count()
     if len(saved) != processes and any(state != saved[0] for state in saved):
         raise UserError(
-            f"the checkpoint is of {len(saved)} processes, which packed rows of the warm start each "
-            f"for itself; {processes} cannot continue it: start {len(saved)}, or a new --workdir"
+            f"the checkpoint is of {len(saved)} processes, each of which packed rows of the warm "
+            f"start for itself; {processes} cannot continue it: start {len(saved)}, or choose "
+            "another --workdir"
         )
     return saved[jax.process_index() % len(saved)]
 

@@ -105,6 +105,6 @@ def test_mistakes_name_what_exists(datasets, message):
 
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mmrl.packages.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps bfcl-eval"):
         bfcl_examples({"parallel": {}}, held_out=False, held_out_every=4)

@@ -6,9 +6,11 @@ import json
 import pytest
 from tiny_run import make_run
 
-from mmrl.data import DataConfig
+from mmrl.data import DataConfig, Sample, Status
 from mmrl.data.tasks import is_held_out
+from mmrl.errors import UserError
 from mmrl.evaluation.problems import Request, find_problems, parse_settings
+from mmrl.rewards import score
 
 SHORT = {"min_word_len": 3, "max_word_len": 4}
 
@@ -103,3 +105,17 @@ def test_a_mistake_is_named(task, changes, message, file):
 def test_settings_are_a_json_object(text):
     with pytest.raises(ValueError, match="--settings"):
         parse_settings(text)
+
+
+def test_a_reward_of_a_run_gets_slimes_arguments_from_its_config(tmp_path):
+    run = make_run(tmp_path, reward="rewards.slime_style.reward")
+    evaluation = find_problems(Request(str(run), limit=2))
+    sample = Sample(response="a", label="a", status=Status.COMPLETED)
+    [result] = score([sample], evaluation.find_reward())
+    assert result.value == 8.0  # the run's samples a prompt
+
+
+def test_a_reward_of_groups_judges_no_single_response(tmp_path):
+    run = make_run(tmp_path, reward="rewards.slime_style.ranks", group_reward=True)
+    with pytest.raises(UserError, match="a reward of whole groups"):
+        find_problems(Request(str(run)))

@@ -3,7 +3,6 @@
 import os
 
 import jax
-
 from oracles import copy_letter
 
 

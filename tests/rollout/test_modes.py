@@ -1,15 +1,18 @@
 """What the modes ask of a chat template, and how training mixes them."""
 
 import dataclasses
+import json
 
 import pytest
 
+from mmrl import config as configs
 from mmrl.data import Example
 from mmrl.rollout.modes import (
     MODES,
     ModeConfig,
     has_form,
     mode_limits,
+    mode_of,
     render_prompt,
     with_modes,
     with_solution,
@@ -112,3 +115,14 @@ def test_a_response_must_match_the_form_of_its_mode_in_whole():
     assert not has_form("<answer>ab</answer>", pro)
     assert not has_form("ab\n<answer>ab</answer> and more", pro)
     assert has_form("anything", BRIEF)
+
+
+def test_a_run_that_trained_a_mode_is_asked_for_it_as_it_was_trained(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps({"modes": {"pro": configs.to_dict(LONG)}}))
+    pro, lightning = mode_of(tmp_path, "pro"), mode_of(tmp_path, "lightning")
+    assert (pro.tag, pro.sampling.max_new_tokens, pro.sampling.temperature) == ("think: ", 9, 1.0)
+    assert lightning == MODES["lightning"]
+    assert mode_of(tmp_path / "nowhere", "pro") == MODES["pro"]
+    prompt = render_prompt(builtin_template("chatml"), MESSAGES, pro)
+    assert prompt.startswith("<|im_start|>system\nthink: <|im_end|>\n<|im_start|>user\nHello")
