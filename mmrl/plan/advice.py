@@ -19,8 +19,10 @@ def remedies(plan: Plan) -> list[str]:
     A change is worth what it saves by arithmetic, taken from what the compiled programs need.
     """
     before = _estimated(plan.config, plan)
-    found = []
+    found: dict[frozenset[str], str] = {}
     for changes in _changes(plan.config):
+        if any(fewer <= changes.keys() for fewer in found):
+            continue  # more than is needed
         try:
             changed = configs.override(plan.config, changes)
             after = _estimated(changed, plan)
@@ -32,8 +34,9 @@ def remedies(plan: Plan) -> list[str]:
             if name in before
         }
         if max(needed.values()) <= plan.topology.chip.hbm_bytes:
-            found.append(f"{arguments(changes)} ({max(needed.values()) / GIB:.1f} GiB)")
-    return found[:MOST]
+            size = f"{max(needed.values()) / GIB:.1f} GiB"
+            found[frozenset(changes)] = f"{arguments(changes)} ({size})"
+    return list(found.values())[:MOST]
 
 
 def arguments(changes: Mapping[str, str]) -> str:

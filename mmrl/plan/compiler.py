@@ -1,8 +1,8 @@
 """Compiles the programs of a config for a slice that is not there, each in a process of its own.
 
-A TPU's compiler is stopped when it has assigned buffers: the machine code that would follow takes
-most of the time and changes neither memory nor collectives. GPUs of all kinds are compiled for as
-H100s, whose description XLA gets.
+A TPU's or GPU's compiler is stopped when it has assigned buffers: the machine code that would
+follow takes most of the time and changes neither memory nor collectives. GPUs of all kinds are
+compiled for as H100s, whose description XLA gets.
 """
 
 import json
@@ -31,7 +31,6 @@ from pallas_kernels import gpu_compiler, tpu_schedule
 
 POLL_SECONDS = 0.2
 _ASSIGNMENT, _PROGRAM = "*after_optimizations-buffer-assignment.txt", "*after_optimizations.txt"
-_LAST = "*after_buffer_assignment.txt"  # what a TPU's compiler writes after those two
 _OUT_OF_MEMORY = "CompileTimeHbmOom"  # a TPU's compiler gives up, its listings written
 
 
@@ -138,14 +137,16 @@ def _wait(
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
             return process.returncode, usage
-        if (topology.platform == "tpu" and _assigned(dump)) or time.monotonic() > end:
+        if (topology.platform != "cpu" and _assigned(dump)) or time.monotonic() > end:
             process.kill()
         time.sleep(POLL_SECONDS)
 
 
 def _assigned(dump: Path) -> bool:
     """Whether the listings of buffers are written, and to their end."""
-    return any(time.time() - path.stat().st_mtime > 1 for path in dump.glob(_LAST))
+    found = [list(dump.glob(pattern)) for pattern in (_ASSIGNMENT, _PROGRAM)]
+    written = [path.stat().st_mtime for paths in found for path in paths]
+    return all(found) and time.time() - max(written) > 1
 
 
 def _read(dump: Path, pattern: str) -> str:

@@ -165,7 +165,8 @@ def test_a_tpu_program_is_planned_before_its_code_is_made():
     # What the update holds: parameters, both moments and the rollout.
     mesh = make_mesh(config.mesh, jax.devices()[:4])
     on_cpu = lower("update", config, mesh).compile().memory_analysis().argument_size_in_bytes
-    assert program.memory.arguments == pytest.approx(on_cpu, rel=0.5)
+    # A TPU pads arrays to whole tiles, and these are small.
+    assert on_cpu <= program.memory.arguments <= 4 * on_cpu
 
 
 @pytest.mark.skipif(not gpu_compiler.available(), reason=gpu_compiler.REMEDY)
