@@ -16,7 +16,7 @@ from mmrl.rollout.modes import ModeConfig
 from mmrl.training.config import TrainConfig, WarmStartConfig
 from mmrl.training.optimizer import OptimizerConfig
 
-STEPS = 150
+WARM_STEPS, STEPS = 600, 150
 TOKENS = 32  # of a response; a draft and an answer of five letters have 29
 ANSWER, DRAFT = "{label}", "{label}\n<answer>{label}</answer>"
 
@@ -43,12 +43,12 @@ def get_config() -> TrainConfig:
             ),
         },
         warmstart=WarmStartConfig(
-            steps=250,
+            steps=WARM_STEPS,
             batch_size=16,
             length=128,
             pack=True,
             optimizer=OptimizerConfig(
-                learning_rate=3e-3, schedule="linear", warmup_steps=10, decay_steps=250
+                learning_rate=3e-3, schedule="linear", warmup_steps=10, decay_steps=WARM_STEPS
             ),
         ),
         sampling=replace(quickstart.sampling, max_new_tokens=TOKENS),

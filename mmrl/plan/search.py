@@ -87,6 +87,12 @@ def search(
         )
     candidates.sort(key=lambda candidate: candidate.dollars)
     ranked = _compiled(candidates, dollars_per_hour, compilations)
+    if not ranked:
+        raise UserError(
+            f"nothing fits {topology.label}: of {tried} configs {len(candidates)} fit by arithmetic "
+            "and none as compiled; take a larger slice, shorter responses or LoRA "
+            "(--config.model.lora.rank=16)"
+        )
     only = MeshConfig(data=1, fsdp=topology.count)
     alone = list(_on_mesh(config, topology, only, dollars_per_hour))
     baseline = min(alone, key=lambda x: (not x.estimated.fits, x.dollars))
