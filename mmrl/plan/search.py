@@ -89,8 +89,8 @@ def search(
     ranked = _compiled(candidates, dollars_per_hour, compilations)
     if not ranked:
         raise UserError(
-            f"nothing fits {topology.label}: {len(candidates)} of {tried} configs fit by arithmetic, "
-            "none as compiled; take a larger slice, shorter responses or LoRA "
+            f"nothing fits {topology.label}: {len(candidates)} of {tried} configs fit by "
+            "arithmetic and none as compiled; take a larger slice, shorter responses or LoRA "
             "(--config.model.lora.rank=16)"
         )
     only = MeshConfig(data=1, fsdp=topology.count)
