@@ -281,10 +281,17 @@ def batch_shardings(tree, mesh: Mesh):
     )
 
 
-def row_shards(name: Layout, mesh: AbstractMesh | None = None) -> int:
-    """Over how many devices of a mesh, by default the current, a layout cuts a cache's rows."""
+def cache_shards(name: Layout, kv_heads: int, mesh: AbstractMesh | None = None) -> tuple[int, int]:
+    """Over how many devices of a mesh, by default the current, a layout cuts a cache: rows, heads.
+
+    As many rows as there are devices for them are taken to be there.
+    """
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LAYOUTS[name]["batch"])
+    if mesh.empty:
+        return 1, 1
+    rows = math.prod(mesh.shape[axis] for axis in LAYOUTS[name]["batch"])
+    with layout(name):
+        return rows, parts("activation_kv_heads", kv_heads, mesh)
 
 
 def by_process() -> NamedSharding:

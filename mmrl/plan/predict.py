@@ -18,7 +18,7 @@ from mmrl.plan.devices import Topology
 from mmrl.plan.estimate import DeviceBytes, Step, device_bytes, phases
 from mmrl.plan.programs import PROGRAMS
 from mmrl.plan.roofline import Cost, Efficiency, Phase, Transfer, cost
-from mmrl.rollout.memory import even_batches, rows_within
+from mmrl.rollout.memory import prompt_batches
 from mmrl.sharding import Layout, MeshConfig, abstract_mesh
 from mmrl.training.config import TrainConfig
 
@@ -112,13 +112,17 @@ def step_of(config: TrainConfig, topology: Topology) -> Step:
 
 def _rollout_batches(config: TrainConfig, mesh: MeshConfig, topology: Topology) -> int:
     """How many batches the sampler takes, as `mmrl.rollout.memory.generate_within`."""
-    if config.cache_memory_fraction is None:
-        return 1
-    shards = sharding.row_shards("decode", abstract_mesh(mesh))
-    budget = config.cache_memory_fraction * topology.chip.hbm_bytes * shards
-    prompts = config.prompts_per_step
-    rows = rows_within(budget, config.model, prompts, config.sampling, config.prompt_length)
-    return len(even_batches(prompts, rows, shards))
+    batches = prompt_batches(
+        config.cache_memory_fraction,
+        topology.chip.hbm_bytes,
+        config.model,
+        config.prompts_per_step,
+        config.sampling,
+        config.prompt_length,
+        "decode",
+        abstract_mesh(mesh),
+    )
+    return len(batches)
 
 
 def _as_compiled(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mmrl import sharding
 from mmrl.rollout import Rollout, generate
-from mmrl.rollout.memory import even_batches, rows_within
+from mmrl.rollout.memory import prompt_batches
 from mmrl.rollout.modes import mode_limits
 from mmrl.training.config import TrainConfig
 from mmrl.training.optimizer import make_optimizer
@@ -48,14 +48,16 @@ def parameters(config: TrainConfig, mesh: Mesh, layout: sharding.Layout = "train
 
 def rollout_prompts(config: TrainConfig, mesh: Mesh, device_bytes: float | None = None) -> int:
     """Prompts that the sampler takes at once: all, or as many as the share of memory holds."""
-    prompts, fraction = config.prompts_per_step, config.cache_memory_fraction
-    if fraction is None or device_bytes is None:
-        return prompts
-    with jax.set_mesh(mesh):
-        shards = sharding.row_shards("decode")
-    budget = fraction * device_bytes * shards
-    rows = rows_within(budget, config.model, prompts, config.sampling, config.prompt_length)
-    first = even_batches(prompts, rows, shards)[0]
+    first = prompt_batches(
+        None if device_bytes is None else config.cache_memory_fraction,
+        device_bytes or 0.0,
+        config.model,
+        config.prompts_per_step,
+        config.sampling,
+        config.prompt_length,
+        "decode",
+        mesh.abstract_mesh,
+    )[0]
     return first.stop - first.start
 
 

@@ -1,11 +1,13 @@
 """Rollouts within a share of the device's memory: as many prompts at once as their cache allows."""
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from mmrl import sharding
 from mmrl.errors import UserError
@@ -57,8 +59,31 @@ def even_batches(total: int, largest: int, multiple: int = 1) -> list[slice]:
     size = -(-total // -(-total // largest))
     rounded = -(-size // multiple) * multiple
     if rounded > largest:
-        rounded = max(largest // multiple * multiple, 1)
+        rounded = largest // multiple * multiple or size
     return [slice(start, min(start + rounded, total)) for start in range(0, total, rounded)]
+
+
+def prompt_batches(
+    memory_fraction: float | None,
+    device_bytes: float,
+    config: DecoderConfig,
+    prompts: int,
+    sampling: SamplingConfig,
+    prompt_length: int,
+    layout: Layout,
+    mesh: AbstractMesh | None = None,
+) -> list[slice]:
+    """The fewest batches of prompts whose cache is within a share of the devices' memory.
+
+    A cache is cut over the devices of a mesh, by default the current one, by rows and by heads of
+    keys and values, and so is each batch's.
+    """
+    if memory_fraction is None:
+        return [slice(0, prompts)]
+    rows, heads = sharding.cache_shards(layout, config.num_kv_heads, mesh)
+    budget = memory_fraction * device_bytes * rows * heads
+    most = rows_within(budget, config, prompts, sampling, prompt_length)
+    return even_batches(prompts, most, rows // math.gcd(rows, sampling.group_size))
 
 
 def device_memory() -> int:
@@ -83,19 +108,25 @@ def generate_within(
 ) -> Rollout:
     """As `generate`, in as few batches of prompts as keep the cache of each within its share.
 
-    The share is `memory_fraction` of the memory of the devices, over which a cache is cut by rows
-    (see `mmrl.sharding`); None is no bound. Each prompt gets the response that it would get in one
-    batch.
+    The share is `memory_fraction` of the memory of the devices; None is no bound. Each prompt gets
+    the response that it would get in one batch.
     """
     arrays = dict(max_new_tokens=max_new_tokens, temperatures=temperatures)
     if memory_fraction is None:
         return generate(model, prompts, sampling, rng, layout=layout, **arrays)
     tokens, lengths = prompts if isinstance(prompts, tuple) else pad_prompts(prompts)
-    shards = sharding.row_shards(layout)
-    # The virtual devices of a CPU share its memory.
-    machines = shards if jax.default_backend() != "cpu" else 1
-    budget = memory_fraction * min(exchange(device_memory())) * machines
-    rows = rows_within(budget, model.config, len(tokens), sampling, tokens.shape[1])
+    device_bytes = min(exchange(device_memory()))
+    if jax.default_backend() == "cpu":  # its virtual devices share its memory
+        device_bytes /= math.prod(sharding.cache_shards(layout, model.config.num_kv_heads))
+    batches = prompt_batches(
+        memory_fraction,
+        device_bytes,
+        model.config,
+        len(tokens),
+        sampling,
+        tokens.shape[1],
+        layout,
+    )
     seeds = jnp.arange(len(tokens), dtype=jnp.int32)
     parts = [
         generate(
@@ -107,6 +138,6 @@ def generate_within(
             layout=layout,
             **{name: None if x is None else x[part] for name, x in arrays.items()},
         )
-        for part in even_batches(len(tokens), rows, shards)
+        for part in batches
     ]
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)

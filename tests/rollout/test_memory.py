@@ -10,7 +10,14 @@ from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder
 from mmrl.rollout import SamplingConfig, generate
 from mmrl.rollout import memory as rollout_memory
-from mmrl.rollout.memory import cache_bytes, even_batches, generate_within, rows_within
+from mmrl.rollout.memory import (
+    cache_bytes,
+    even_batches,
+    generate_within,
+    prompt_batches,
+    rows_within,
+)
+from mmrl.sharding import MeshConfig, abstract_mesh
 
 SAMPLING = SamplingConfig(group_size=2, max_new_tokens=3)
 PROMPTS = [[5, 6, 7], [8], [9, 10], [11, 12], [13, 14, 15]]
@@ -38,16 +45,27 @@ def test_a_budget_that_holds_no_prompt_is_refused_with_the_sizes():
         rows_within(100.0, HYBRID, 7, SAMPLING, 4)
 
 
-@pytest.mark.parametrize("total, largest, multiple", [(10, 4, 1), (7, 3, 1), (32, 9, 4), (5, 8, 4)])
+@pytest.mark.parametrize(
+    "total, largest, multiple", [(10, 4, 1), (7, 3, 1), (32, 9, 4), (5, 8, 4), (10, 3, 4)]
+)
 def test_batches_cover_all_rows_within_the_limit_and_are_as_few_as_can_be(total, largest, multiple):
     parts = even_batches(total, largest, multiple)
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(total))
     sizes = [part.stop - part.start for part in parts]
     assert max(sizes) <= largest
-    assert all(size % multiple == 0 for size in sizes[:-1])
+    assert all(size % multiple == 0 for size in sizes[:-1]) or largest < multiple
     usable = largest // multiple * multiple or largest
     assert len(parts) == -(-total // usable)
     assert len(set(sizes)) <= 2
+
+
+def test_batches_use_all_devices_that_the_cache_is_cut_over():
+    """Rows over data and fsdp, keys and values over tensor; a prompt's group covers two devices."""
+    mesh = abstract_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    one = cache_bytes(HYBRID, 1, 2, (4, 3))
+    parts = prompt_batches(0.5, one / 2, HYBRID, 7, SAMPLING, 4, "decode", mesh)
+    assert [part.stop - part.start for part in parts] == [2, 2, 2, 1]
+    assert prompt_batches(None, 0.0, HYBRID, 7, SAMPLING, 4, "decode", mesh) == [slice(0, 7)]
 
 
 def test_several_batches_give_the_responses_of_one(monkeypatch):

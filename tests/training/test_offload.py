@@ -16,6 +16,7 @@ from mmrl.training.checkpoint import CheckpointConfig
 from mmrl.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from mmrl.training.state import abstract_model, init_optimizer, init_params, optimizer_places
 from mmrl.training.update import supervised_update
+from pallas_kernels import tpu_schedule
 
 MODEL = DecoderConfig(
     vocab_size=32,
@@ -116,9 +117,11 @@ def test_a_platform_without_such_memory_is_refused_in_one_line(monkeypatch):
         init_optimizer(make_optimizer(OFFLOADED), params, mesh, True)
 
 
+@pytest.mark.skipif(not tpu_schedule.available(), reason=tpu_schedule.REMEDY)
 def test_compiled_for_tpus_the_state_is_an_argument_in_host_memory(monkeypatch):
     """Of a v5e program: the bytes of both moments, a device's quarter, move off the device."""
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "1")
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
     mesh = make_mesh(MeshConfig(data=1, fsdp=4), devices)
     graphdef, params = abstract_model(MODEL)
