@@ -9,7 +9,17 @@ from mmrl.data import Example, Sample, Status, prompt_tokens
 from mmrl.errors import UserError
 from mmrl.text import CharTokenizer
 
-CODES = {"pending": 0, "completed": 1, "truncated": 2, "aborted": 3, "failed": 4}
+CODES = {  # slime's, and the limits that only episodes have
+    "pending": 0,
+    "completed": 1,
+    "truncated": 2,
+    "aborted": 3,
+    "failed": 4,
+    "turn_limit": 5,
+    "turn_token_limit": 6,
+    "tool_time_limit": 7,
+    "time_limit": 8,
+}
 
 
 def test_status_is_an_int_in_arrays_and_a_string_as_value():
@@ -18,7 +28,7 @@ def test_status_is_an_int_in_arrays_and_a_string_as_value():
         assert Status(name) is Status(code) is Status(np.int32(code)) is Status[name.upper()]
         assert pickle.loads(pickle.dumps(Status(code))) is Status(code)
     with pytest.raises(ValueError):
-        Status(5)
+        Status(9)
     array = jnp.where(jnp.arange(3) > 1, Status.TRUNCATED, Status.COMPLETED)
     assert array.tolist() == [1, 1, 2]
     assert (array == Status.TRUNCATED).tolist() == [False, False, True]
