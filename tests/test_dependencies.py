@@ -25,6 +25,7 @@ FORBIDDEN = {
         "jax",
     ],
     "mmrl/rollout": ["mmrl.training", "mmrl.report", "mmrl.rewards"],
+    "mmrl/rewards": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.report"],
     "mmrl/sandbox": ["jax", *LOOP],
     "mmrl/tools": ["jax", *LOOP],
     "mmrl/slime": ["mmrl.train", "mmrl.training.run", "mmrl.training.rollouts", "mmrl.report"],

@@ -1,5 +1,7 @@
 """Tool calls as a reward, compared as BFCL's AST checker does: `mmrl.rewards.tool_calls:score`.
 
+`graded` gives partial credit, for models that are seldom right at the start.
+
 BFCL is the Berkeley Function Calling Leaderboard (package bfcl-eval). The label is its list of
 possible answers, a dictionary a call: {function: {argument: [values that are right]}}, where the
 value "" says that the argument may be left out. An empty list says that no call is right, and the
@@ -38,8 +40,9 @@ def score(sample: Sample) -> dict[str, float]:
     `tool_format`, a family of `mmrl.text.parse_response`, by default "chatml".
 
     Returns: `reward` and `solved`, 1 where the calls are right, in any order; `functions`, 1 where
-    the functions are; `format`, 1 where all that was called could be read. A call that cannot be
-    read is wrong, also where none is right. Raises ValueError for a label of another form.
+    the functions are; `format`, 1 where all that was called could be read; and `called`, 1 where
+    there was something to read besides. A call that cannot be read is wrong, also where none is
+    right. Raises ValueError for a label of another form.
     """
     label, tools = sample.label, sample.metadata.get("tools")
     if not (label == "any" or (isinstance(label, list) and all(map(_is_answer, label)))):
@@ -61,7 +64,21 @@ def score(sample: Sample) -> dict[str, float]:
         "solved": float(solved),
         "functions": float(functions),
         "format": float(readable),
+        "called": float(readable and bool(response.calls)),
     }
+
+
+def graded(sample: Sample) -> dict[str, float]:
+    """`score` with steps on the way: ¼ for readable calls, ½ for calls of the right functions.
+
+    Both are conditions of a right answer, so that nothing is learned on the way that must be
+    unlearned. Where no call is right, or any, there are no steps.
+    """
+    components = score(sample)
+    if not components["solved"] and components["called"] and isinstance(sample.label, list):
+        expected = bool(sample.label)
+        components["reward"] = expected * (0.5 if components["functions"] else 0.25)
+    return components
 
 
 def _is_answer(answer: Any) -> bool:

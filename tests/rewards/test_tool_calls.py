@@ -10,7 +10,7 @@ import pytest
 
 from mmrl.data import Sample
 from mmrl.data.bfcl import CATEGORIES, bfcl_examples
-from mmrl.rewards.tool_calls import right_calls, right_value, score
+from mmrl.rewards.tool_calls import graded, right_calls, right_value, score
 from mmrl.text.tool_calls import ToolCall
 
 CALLS = [category for category in CATEGORIES if "relevance" not in category]
@@ -208,8 +208,29 @@ def call(name="play", **arguments):
 )
 def test_the_reward_is_one_where_the_calls_are_right_in_any_order(response, label, expected):
     solved, functions, form = expected
+    called = form and "<tool_call>" in response
     whole = {"reward": solved, "solved": solved, "functions": functions, "format": form}
-    assert score(sample(response, label)) == whole
+    assert score(sample(response, label)) == whole | {"called": called}
+
+
+@pytest.mark.parametrize(
+    ("response", "label", "value"),
+    [
+        (call(artist="Abba"), PLAY, 1),
+        (call(artist="Queen"), PLAY, 0.5),
+        (call(artist="Abba") + call("stop"), PLAY, 0.25),
+        (call("stop"), PLAY, 0.25),
+        (call(artist="Queen") + "<tool_call>{</tool_call>", PLAY, 0),
+        ("play(artist='Abba')", PLAY, 0),
+        (call("stop"), [], 0),
+        ("No tool does that.", [], 1),
+        ("Hello", "any", 0),
+    ],
+)
+def test_partial_credit_rises_with_what_is_right(response, label, value):
+    result = graded(sample(response, label))
+    assert result["reward"] == value
+    assert {**result, "reward": result["solved"]} == score(sample(response, label))
 
 
 def test_other_formats_of_calls_are_read_as_the_metadata_say():
