@@ -46,7 +46,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """`ranked` by dollars a step, compiled candidates that fit first; `fsdp_only` to compare."""
+    """`ranked` by dollars a step, compiled candidates that fit first; `fsdp_only` to compare with,
+    compiled where others are.
+    """
 
     ranked: list[Candidate]
     fsdp_only: Candidate
@@ -86,17 +88,23 @@ def search(
             "shorter responses or LoRA (--config.model.lora.rank=16)"
         )
     candidates.sort(key=lambda candidate: candidate.dollars)
-    ranked = _compiled(candidates, dollars_per_hour, compilations)
-    if not ranked:
+    only = MeshConfig(data=1, fsdp=topology.count)
+    alone = list(_on_mesh(config, topology, only, dollars_per_hour))
+    baseline = min(alone, key=lambda x: (not x.estimated.fits, x.dollars))
+    if not compilations:
+        return Search(candidates, baseline, tried, len(candidates))
+    compiled, others = _compiled(candidates, dollars_per_hour, compilations)
+    baseline = _compile(baseline, dollars_per_hour)
+    if baseline.plan.fits and all(x.changes != baseline.changes for x in compiled):
+        compiled.append(baseline)
+    if not compiled:
         raise UserError(
             f"nothing fits {topology.label}: {len(candidates)} of {tried} configs fit by "
             "arithmetic and none as compiled; take a larger slice, shorter responses or LoRA "
             "(--config.model.lora.rank=16)"
         )
-    only = MeshConfig(data=1, fsdp=topology.count)
-    alone = list(_on_mesh(config, topology, only, dollars_per_hour))
-    baseline = min(alone, key=lambda x: (not x.estimated.fits, x.dollars))
-    return Search(ranked, baseline, tried, len(candidates))
+    compiled.sort(key=lambda candidate: candidate.dollars)
+    return Search([*compiled, *others], baseline, tried, len(candidates))
 
 
 def meshes(config: TrainConfig, topology: Topology) -> Iterator[MeshConfig]:
@@ -149,8 +157,10 @@ def _estimated(config: TrainConfig, topology: Topology, changes: dict, price) ->
     return make_plan(changed, topology, dollars_per_hour=price, compiled=False)
 
 
-def _compiled(candidates: list[Candidate], price: float | None, number: int) -> list[Candidate]:
-    """The first candidates compiled, those that fit ranked by price; the others after them.
+def _compiled(
+    candidates: list[Candidate], price: float | None, number: int
+) -> tuple[list[Candidate], list[Candidate]]:
+    """The first candidates that fit as compiled, and those that are left.
 
     What the compiled programs so far needed beyond the arithmetic, at the least, all others need:
     candidates that would not fit then are passed over.
@@ -162,15 +172,21 @@ def _compiled(candidates: list[Candidate], price: float | None, number: int) -> 
         estimated, most = candidate.estimated, candidate.estimated.topology.chip.hbm_bytes
         if any(size + beyond.get(name, 0) > most for name, size in estimated.needed.items()):
             continue
-        plan = make_plan(estimated.config, estimated.topology, dollars_per_hour=price)
+        compiled = _compile(candidate, price)
         for name, size in estimated.needed.items():
-            more = plan.needed[name] - size
+            more = compiled.plan.needed[name] - size
             beyond[name] = min(beyond.get(name, more), more)
-        if plan.fits:
-            fitting.append(dataclasses.replace(candidate, compiled=plan))
+        if compiled.plan.fits:
+            fitting.append(compiled)
         else:
             failed += 1
-    return sorted(fitting, key=lambda candidate: candidate.dollars) + waiting
+    return fitting, waiting
+
+
+def _compile(candidate: Candidate, price: float | None) -> Candidate:
+    estimated = candidate.estimated
+    plan = make_plan(estimated.config, estimated.topology, dollars_per_hour=price)
+    return dataclasses.replace(candidate, compiled=plan)
 
 
 def _divisors(n: int) -> list[int]:
@@ -218,9 +234,9 @@ def table(found: Search) -> str:
             f"{_short(candidate.changes)}{'' if row['fits'] else ' (does not fit)'}"
         )
     best = found.ranked[0]
-    saved = found.fsdp_only.dollars / best.dollars
+    more = found.fsdp_only.dollars / best.dollars
     lines += [
-        f"{saved:,.1f} times cheaper than FSDP only. Use:",
+        f"FSDP only costs {more:,.2f} times as much a step. Use:",
         f"  --topology={best.plan.topology.label} {arguments(best.changes)}",
         "",
         report.table(report.facts(best.plan)),
