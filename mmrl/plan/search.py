@@ -94,8 +94,9 @@ def search(
     if not compilations:
         return Search(candidates, baseline, tried, len(candidates))
     compiled, others = _compiled(candidates, dollars_per_hour, compilations)
-    baseline = _compile(baseline, dollars_per_hour)
-    if baseline.plan.fits and all(x.changes != baseline.changes for x in compiled):
+    known = [candidate for candidate in compiled if candidate.changes == baseline.changes]
+    baseline = known[0] if known else _compile(baseline, dollars_per_hour)
+    if baseline.plan.fits and not known:
         compiled.append(baseline)
     if not compiled:
         raise UserError(
