@@ -18,16 +18,18 @@ from typing import Any
 from absl import flags
 
 from mmrl.config import run
+from mmrl.data.records import Status
 from mmrl.report.curve import write_learning_curve
 from mmrl.report.metrics import PHASES, milestones, read_metrics, rollout_files
+from mmrl.report.trajectories import segments, shown_prompt
 
 MAX_POINTS = 1500  # of one phase; longer runs are thinned evenly, evaluations always stay
 MAX_ROLLOUT_STEPS = 24
+MIN_ROLLOUT_STEPS = 6  # however long the rollouts are
+ROLLOUTS_OF_A_STEP = 4  # that long ones should leave room for, by fewer steps
 MAX_ROLLOUT_BYTES = 2_000_000
-MAX_TOKENS = 1500  # of one response; a longer one loses its middle
-MAX_PROMPT = 20_000  # characters; likewise
 
-_SCRIPTS = ("page.js", "charts.js", "rollouts.js")
+_SCRIPTS = ("page.js", "charts.js", "trajectory.js", "rollouts.js")
 
 
 def write_report(workdir: str | os.PathLike) -> Path:
@@ -54,6 +56,7 @@ def report_data(workdir: str | os.PathLike) -> dict[str, Any]:
         "config": json.loads(config_file.read_text()) if config_file.exists() else {},
         "phases": {phase: _columns([r for r in rows if r["phase"] == phase]) for phase in PHASES},
         "milestones": milestones(rows),
+        "statuses": [status.value for status in Status],
         "rollouts": sample_rollouts(rollout_files(workdir)),
     }
 
@@ -75,10 +78,10 @@ def render(data: Mapping[str, Any]) -> str:
 def sample_rollouts(files: Mapping[int, Path]) -> dict[str, Any]:
     """Evenly spaced steps, and of each as many rollouts from the start of its file as fit.
 
-    Returns {"prompts": [str], "steps": [{"step", "total", "rows"}]}; a row's prompt is an index
+    Returns {"prompts": [prompt], "steps": [{"step", "total", "rows"}]}; a row's prompt is an index
     into `prompts`, which the samples of a group share.
     """
-    steps = _evenly(list(files), MAX_ROLLOUT_STEPS)
+    steps = _sampled_steps(files)
     prompts: dict[str, int] = {}
     sampled = []
     for step in steps:
@@ -87,36 +90,33 @@ def sample_rollouts(files: Mapping[int, Path]) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         for line in lines:
             row = _compact(json.loads(line))
-            text = row.pop("prompt")
-            room -= len(json.dumps(row)) + (0 if text in prompts else len(json.dumps(text)))
+            text = json.dumps(row.pop("prompt"))
+            room -= len(json.dumps(row)) + (0 if text in prompts else len(text))
             if room < 0 and rows:
                 break
             rows.append(row | {"prompt": prompts.setdefault(text, len(prompts))})
         sampled.append({"step": step, "total": len(lines), "rows": rows})
-    return {"prompts": list(prompts), "steps": sampled}
+    return {"prompts": [json.loads(text) for text in prompts], "steps": sampled}
+
+
+def _sampled_steps(files: Mapping[int, Path]) -> list[int]:
+    """Fewer steps where rollouts are long, as the last step's first one is."""
+    lines = files[max(files)].read_bytes().splitlines() if files else []
+    size = len(json.dumps(_compact(json.loads(lines[0])))) if lines else 1
+    fit = max(MIN_ROLLOUT_STEPS, MAX_ROLLOUT_BYTES // (ROLLOUTS_OF_A_STEP * size))
+    return _evenly(list(files), min(MAX_ROLLOUT_STEPS, fit))
 
 
 def _compact(row: dict[str, Any]) -> dict[str, Any]:
-    """A rollout row with short numbers; a long response loses its middle, from index `cut_at`."""
-    half = MAX_TOKENS // 2
-    prompt, tokens, logprobs = row["prompt"], row["response_tokens"], row["logprobs"]
-    if not isinstance(prompt, str):
-        prompt = json.dumps(prompt, indent=2, ensure_ascii=False)
-    if len(prompt) > MAX_PROMPT:
-        prompt = f"{prompt[: MAX_PROMPT // 2]} […] {prompt[-MAX_PROMPT // 2 :]}"
-    compact = {
-        **{name: _short(value) for name, value in row.items()},
-        "prompt": prompt,
-        "length": len(tokens),
-        "logprobs": [None if x is None else round(x, 3) for x in logprobs],
+    """A rollout row with short numbers, and its tokens in segments."""
+    replaced = ("response_tokens", "logprobs", "mask", "tools")
+    return {
+        **{name: _short(value) for name, value in row.items() if name not in replaced},
+        "prompt": shown_prompt(row["prompt"], row.get("tools")),
+        "length": len(row["response_tokens"]),
+        "in_loss": row.get("in_loss", any(row.get("mask") or [1])),
+        "segments": segments(row),
     }
-    if len(tokens) > MAX_TOKENS:
-        for name in {"response_tokens", "logprobs", "mask"} & compact.keys():
-            compact[name] = compact[name][:half] + compact[name][-half:]
-        compact["cut_at"] = half
-    if all(compact.get("mask") or [1]):
-        compact.pop("mask", None)
-    return compact
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list]:
@@ -138,6 +138,8 @@ def _evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 def _short(value: Any) -> Any:
     """Floats to five significant digits, which is more than a curve shows."""
+    if isinstance(value, dict):
+        return {name: _short(item) for name, item in value.items()}
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

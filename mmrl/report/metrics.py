@@ -9,7 +9,14 @@ A rollout row is one sample, its tokens as decoded text:
     prompt: str or messages       label: any JSON value        what the reward compared with
     response_tokens: list[str]    logprobs: list[float]        the sampler's, one a token
     reward: float                 advantage: float             status: str, e.g. "completed"
-    mask: list[0 or 1], optional  0 where a token does not count in the loss (a tool's output)
+and optionally
+    mask: list[0 or 1]            1 where the model drew the token, 0 where it came back from a tool
+                                  or a user: runs of 1 are the model's turns. Absent: all drawn
+    in_loss: false                the whole sample left the loss; else its tokens of mask 1 count
+    tools: list of schemas        that the prompt offered
+    components, metrics: {name: float}                         of the reward, of the episode
+    mode: str                     error: str                   why it failed
+Files of older versions have a mask of zeros for a sample that left the loss.
 """
 
 import json

@@ -233,8 +233,22 @@ def rollout_rows(rollout: Rollout, step: int, tokenizer: Tokenizer) -> Iterator[
                 "label": sample.label,
                 "response_tokens": [tokenizer.decode([token]) for token in response],
                 "logprobs": sample.rollout_log_probs,
-                "mask": [0 if status is Status.FAILED else m for m in sample.loss_mask],
+                "mask": sample.loss_mask,
                 "reward": float(rollout.reward[p, g]),
                 "advantage": float(rollout.advantages[p, g]),
                 "status": status.value,
+                **_optional_fields(sample, status),
             }
+
+
+def _optional_fields(sample: Sample, status: Status) -> dict[str, Any]:
+    noted = sample.train_metadata or {}
+    fields = {
+        "tools": sample.metadata.get("tools"),
+        "components": noted.get("components"),
+        "metrics": sample.metadata.get("metrics"),
+        "mode": sample.metadata.get("mode"),
+        "error": noted.get("error"),
+        "in_loss": False if sample.remove_sample or status is Status.FAILED else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}

@@ -89,7 +89,8 @@ def test_page_needs_no_network_and_carries_the_run_as_json(tmp_path):
     (step,) = data["rollouts"]["steps"]
     (row,) = step["rows"]
     assert (step["step"], step["total"], row["length"]) == (3, 1, 2)
-    assert row["logprobs"] == [-0.123, -0.123]
+    (segment,) = row["segments"]
+    assert segment["logprobs"] == [-0.123, -0.123]
     assert data["rollouts"]["prompts"][row["prompt"]] == "2 + 2 ="
 
 
@@ -106,7 +107,7 @@ def test_hostile_text_stays_data_wherever_it_stands(tmp_path):
     assert data["config"] == {HOSTILE: HOSTILE}
     assert data["rollouts"]["prompts"] == [HOSTILE]
     kept = data["rollouts"]["steps"][0]["rows"][0]
-    assert kept["response_tokens"] == row["response_tokens"]
+    assert kept["segments"][0]["tokens"] == row["response_tokens"]
     assert (kept["label"], kept["status"]) == (HOSTILE, HOSTILE)
 
 
@@ -142,7 +143,7 @@ def test_long_run_is_thinned_and_keeps_its_ends_and_evaluations(tmp_path, monkey
 def test_five_hundred_steps_with_long_rollouts_stay_under_three_megabytes(tmp_path):
     workdir = make_run(tmp_path, steps=500)
     for step in range(1, 501, 25):
-        rows = [rollout(step, group, ["token "] * 2000) for group in range(64)]
+        rows = [rollout(step, group, ["token "] * 2000) for group in range(16)]
         write_rollouts(workdir, step, rows)
     assert write_report(workdir).stat().st_size < 3_000_000
 
@@ -157,30 +158,27 @@ def test_sampled_steps_are_spread_over_the_run_and_each_shows_a_rollout(tmp_path
     assert [(len(step["rows"]), step["total"]) for step in steps] == [(1, 2)] * 3
 
 
-def test_very_long_response_loses_its_middle_and_says_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_lib, "MAX_TOKENS", 4)
-    tokens = list("abcdefgh")
-    logprobs = [-0.1 * i for i in range(8)]
-    long = rollout(1, tokens=tokens, logprobs=logprobs, mask=[1, 0, 1, 1, 1, 1, 1, 1])
-    write_rollouts(tmp_path, 1, [long, rollout(1, tokens="abcd", mask=[1] * 4)])
-    cut, whole = sample_rollouts(rollout_files(tmp_path))["steps"][0]["rows"]
-    assert cut["response_tokens"] == ["a", "b", "g", "h"]
-    assert cut["logprobs"] == [0.0, -0.1, -0.6, -0.7]
-    assert (cut["mask"], cut["cut_at"], cut["length"]) == ([1, 0, 1, 1], 2, 8)
-    assert (whole["response_tokens"], whole["length"]) == (list("abcd"), 4)
-    assert not {"cut_at", "mask"} & whole.keys()
+def test_long_rollouts_leave_room_for_more_of_them_by_fewer_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(html_lib, "MAX_ROLLOUT_BYTES", 200_000)
+    for step in range(24):
+        write_rollouts(tmp_path, step, [rollout(step, tokens=["token "] * 400)] * 8)
+    steps = sample_rollouts(rollout_files(tmp_path))["steps"]
+    assert [step["step"] for step in steps] == [0, 5, 9, 14, 18, 23]
+    assert all(len(step["rows"]) >= 3 for step in steps)
 
 
-def test_long_prompt_loses_its_middle_and_messages_are_shown_as_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(html_lib, "MAX_PROMPT", 100)
-    messages = [{"role": "user", "content": "é?"}]
-    write_rollouts(
-        tmp_path, 1, [rollout(1, prompt=messages), rollout(1, prompt="a" * 60 + "b" * 60)]
-    )
-    shown, cut = sample_rollouts(rollout_files(tmp_path))["prompts"]
-    assert json.loads(shown) == messages
-    assert "é?" in shown
-    assert cut == "a" * 50 + " […] " + "b" * 50
+def test_a_sample_that_left_the_loss_is_told_from_one_in_it_also_in_older_files(tmp_path):
+    rows = [
+        rollout(1),
+        rollout(1, mask=[1, 0]),
+        rollout(1, mask=[1, 1], in_loss=False),
+        rollout(1, mask=[0, 0], status="failed"),
+    ]
+    write_rollouts(tmp_path, 1, rows)
+    shown = sample_rollouts(rollout_files(tmp_path))["steps"][0]["rows"]
+    assert [row["in_loss"] for row in shown] == [True, True, False, False]
+    assert [len(row["segments"]) for row in shown] == [1, 2, 1, 1]
+    assert all(row["segments"][0]["drawn"] for row in shown)
 
 
 def test_samples_of_a_group_share_one_copy_of_their_prompt(tmp_path):

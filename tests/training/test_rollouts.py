@@ -17,6 +17,7 @@ from mmrl.training.rollouts import (
     informative_groups,
     keep_informative,
     reward_rollout,
+    rollout_rows,
 )
 
 
@@ -136,3 +137,32 @@ def test_modes_shape_their_own_responses_only(config):
     assert metrics["mode/brief/length_mean"] == np.mean([1, 2, 5, 6])
     assert metrics["mode/long/length_mean"] == np.mean([3, 4, 7, 8])
     assert metrics["mode/long/solved"] == 1.0
+
+
+def test_rows_say_what_the_model_drew_and_which_samples_left_the_loss(config):
+    """Whatever becomes of a sample, its mask tells its turns from what came back."""
+    mask = [1, 1, 0, 0, 1]
+    samples = [
+        Sample(
+            prompt="ab>",
+            tokens=config.tokenizer.encode("ab>abaab"),
+            response_length=5,
+            loss_mask=mask,
+            rollout_log_probs=[-0.5, -0.25, 0.0, 0.0, -1.0],
+        )
+        for _ in range(4)
+    ]
+    samples[1].remove_sample = True
+    samples[2].metadata = {"mode": "brief", "tools": [{"name": "f"}], "metrics": {"tools/ok": 2.0}}
+    samples[3].train_metadata = {"components": {"solved": 1.0}}
+    groups = rollout(3, [[0, 1], [1, 0]], failed=((1, 1),))
+    groups = groups.replace(metadata=(samples[:2], samples[2:]))
+    rows = list(rollout_rows(groups, 7, config.tokenizer))
+    assert [row["mask"] for row in rows] == [mask] * 4
+    assert ["".join(row["response_tokens"]) for row in rows] == ["abaab"] * 4
+    assert [row["status"] for row in rows] == ["completed"] * 3 + ["failed"]
+    assert [row.get("in_loss") for row in rows] == [None, False, None, False]
+    optional = {"mode", "tools", "metrics", "components", "error"}
+    assert [optional & row.keys() for row in rows] == [
+        set(), set(), {"mode", "tools", "metrics"}, {"components"},
+    ]  # fmt: skip
