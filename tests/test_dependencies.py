@@ -28,6 +28,7 @@ FORBIDDEN = {
     "mmrl/rewards": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.report"],
     "mmrl/sandbox": ["jax", *LOOP],
     "mmrl/tools": ["jax", *LOOP],
+    "mmrl/conversations": ["jax", *(name for name in LOOP if name != "mmrl.data")],
     "mmrl/slime": ["mmrl.train", "mmrl.training.run", "mmrl.training.rollouts", "mmrl.report"],
     "mmrl/report": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.rl"],
 }

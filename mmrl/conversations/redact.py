@@ -40,6 +40,8 @@ _API_KEYS = r"""(?<![A-Za-z0-9])(?:
     | SG\.[\w-]{16,64}\.[\w-]{16,}                       # SendGrid
     | SK[a-f0-9]{32}                                     # Twilio
     | \d{8,10}:AA[\w-]{33}                               # Telegram
+    | [MNO][\w-]{23,25}\.[\w-]{6}\.[\w-]{27,40}          # Discord
+    | sq0(?:atp|csp)-[\w-]{22,} | [a-f0-9]{32}-us\d{1,2}  # Square, Mailchimp
 )"""
 _FORMS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
