@@ -96,7 +96,7 @@ FRAGMENTS = [secret for _, secret in SECRETS.values()] + [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from([" ", "\n", ", "]), st.lists(st.sampled_from(FRAGMENTS), max_size=8))
 def test_redacting_twice_is_redacting_once(separator, fragments):
     once = redact(separator.join(fragments))
@@ -109,7 +109,7 @@ def test_redacting_twice_is_redacting_once(separator, fragments):
      "-----BEGIN PRIVATE KEY-----", "{", "[", '\\"'],
 )  # fmt: skip
 def test_time_is_linear_in_the_length_of_the_text(piece):
-    text = piece * (200_000 // len(piece))
+    text = piece * (50_000 // len(piece))
     start = time.process_time()
     redact(text)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 1
