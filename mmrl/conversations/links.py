@@ -6,6 +6,7 @@ count, which clients change and drop.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -18,6 +19,7 @@ from mmrl.conversations.likeness import likeness
 
 Kind = Literal["retry", "correction", "tool", "tool_error", "reply"]
 RETRY_LIKENESS = 0.6
+_ANY = object()
 RETRY_SECONDS = 1.0  # sooner are only the choices of one request, and requests side by side
 # How a user's turn begins that says the answer was wrong. English only.
 _CORRECTS = re.compile(
@@ -74,14 +76,15 @@ def failed(message: Mapping[str, Any]) -> bool:
 def links(exchanges: Sequence[Exchange]) -> dict[str, list[Link]]:
     """{id of an exchange: what followed it}, for exchanges in order of time."""
     found: dict[str, list[Link]] = defaultdict(list)
-    at: dict[bytes, Exchange] = {}  # by the conversation up to and with the response
+    at: dict[tuple, Exchange] = {}  # the last one, by its conversation with the response and whose
     seen: set[tuple[str, bytes]] = set()  # an exchange and what followed it
     last_asked: dict[str, Exchange] = {}  # by session
     for exchange in exchanges:
         followed = set()
         for digest, turn in _turns(exchange):
-            earlier = at.get(digest)
-            if earlier is not None and _may_follow(earlier, exchange):
+            known = [at[key] for key in _sought(digest, exchange) if key in at]
+            earlier = max(known, key=lambda exchange: exchange.time, default=None)
+            if earlier is not None:
                 followed.add(earlier.id)
                 key = earlier.id, b"".join(_digests(turn)[-1:])
                 if turn and key not in seen:  # later exchanges repeat the whole conversation
@@ -92,7 +95,8 @@ def links(exchanges: Sequence[Exchange]) -> dict[str, list[Link]]:
             if earlier and earlier.id not in followed and _tries_again(earlier, exchange):
                 found[earlier.id].append(Link("retry", exchange))
             last_asked[exchange.session] = exchange
-        at[_digest(_digests(exchange.messages)[-1], exchange.response)] = exchange
+        digest = _digest(_digests(exchange.messages)[-1], exchange.response)
+        at |= dict.fromkeys(_kept(digest, exchange), exchange)
     return dict(found)
 
 
@@ -106,10 +110,15 @@ def _link(earlier: Exchange, later: Exchange, turn: Sequence[Mapping[str, Any]])
     return Link("correction" if _CORRECTS.match(words) else "reply", later, words)
 
 
-def _may_follow(earlier: Exchange, later: Exchange) -> bool:
-    """Whether they can be of one person: what both name is the same."""
-    pairs = ((earlier.session, later.session), (earlier.user, later.user))
-    return all(a is None or b is None or a == b for a, b in pairs)
+def _kept(digest: bytes, exchange: Exchange) -> Iterator[tuple]:
+    """Under which keys an exchange is found by those that can be of the same person."""
+    return itertools.product([digest], (exchange.session, _ANY), (exchange.user, _ANY))
+
+
+def _sought(digest: bytes, exchange: Exchange) -> Iterator[tuple]:
+    """A session and a user that both exchanges name must be the same."""
+    names = [(_ANY,) if n is None else (n, None) for n in (exchange.session, exchange.user)]
+    return itertools.product([digest], *names)
 
 
 def _tries_again(earlier: Exchange, later: Exchange) -> bool:

@@ -60,6 +60,10 @@ def test_other_people_with_the_same_words_are_kept_apart():
     assert kinds(replace(first, user="ada"), replace(second, user="bob")) == []
     assert kinds(replace(first, session="1"), replace(second, session="2")) == []
     assert len(kinds(replace(first, user="ada"), second)) == 1
+    assert len(kinds(first, replace(second, user="ada", session="1"))) == 1
+    other = replace(first, id="bob", user="bob", time=0.5)
+    ada = replace(first, user="ada"), replace(second, user="ada")
+    assert kinds(ada[0], other, ada[1]) == [("e0", "correction", "e1")]
 
 
 def test_asking_the_same_again_is_a_retry_only_within_a_session():
