@@ -40,25 +40,27 @@ def without_duplicates(rows: Iterable[Row], threshold: float) -> tuple[list[Row]
             row = _merged(row if _rank(row) <= _rank(earlier) else earlier, earlier, row)
         by_prompt[prompt] = row
     kept: list[Row] = []
+    texts: list[tuple[str, str]] = []  # of the kept rows: the whole conversation, the last question
     places: dict[tuple, list[int]] = defaultdict(list)
     for row in by_prompt.values():
         comparable = _comparable(row)
-        keys = [(comparable, band) for band in bands(_whole(row))]
+        text = _whole(row), _question(row)
+        keys = [(comparable, band) for band in bands(text[0])]
         candidates = sorted({place for key in keys for place in places[key]})
-        alike = next((p for p in candidates if _likeness(kept[p], row) >= threshold), None)
+        alike = next((p for p in candidates if _likeness(texts[p], text) >= threshold), None)
         if alike is not None:
             kept[alike] = _merged(kept[alike], kept[alike], row)
             continue
         for key in keys:
             places[key].append(len(kept))
         kept.append(row)
+        texts.append(text)
     return kept, Duplicates(same, len(by_prompt) - len(kept))
 
 
-def _likeness(first: Row, second: Row) -> float:
+def _likeness(first: tuple[str, str], second: tuple[str, str]) -> float:
     """Of the whole conversations or of the last questions, the smaller."""
-    pairs = ((_whole(first), _whole(second)), (_question(first), _question(second)))
-    return min(likeness(a, b) for a, b in pairs)
+    return min(map(likeness, first, second))
 
 
 def _merged(row: Row, *merged: Row) -> Row:

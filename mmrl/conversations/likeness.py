@@ -4,6 +4,7 @@ A shingle is four consecutive characters. Texts with other numbers are never ali
 "12 * 35" are two problems.
 """
 
+import functools
 import re
 import zlib
 
@@ -18,11 +19,13 @@ def normalised(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .!?,;:\"'`*")
 
 
+@functools.lru_cache(maxsize=1024)
 def numbers(text: str) -> tuple[str, ...]:
     """The runs of digits, in their order."""
     return tuple(re.findall(r"\d+", text))
 
 
+@functools.lru_cache(maxsize=1024)
 def shingles(text: str) -> frozenset[str]:
     """All runs of four characters of the normalised text; itself, if it is shorter."""
     text = normalised(text)
