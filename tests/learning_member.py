@@ -167,7 +167,7 @@ def main(folder: Path) -> None:
         data=DataConfig(source=str(harvested), input_key="prompt", label_key="label"),
         reward="mmrl.rewards.harvested:score",
         warmstart=WarmStartConfig(),
-        steps=20,
+        steps=40,
     )
     assert train(second, folder / "second")
     after = solve_rate(folder / "second", journal, complain=False)
