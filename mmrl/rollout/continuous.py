@@ -23,6 +23,7 @@ from flax import nnx
 
 from mmrl.errors import UserError
 from mmrl.models import Decoder
+from mmrl.processes import everywhere
 from mmrl.rollout.rows import (
     RowInputs,
     RowSettings,
@@ -31,7 +32,7 @@ from mmrl.rollout.rows import (
     read_rows,
     unstacked_layers,
 )
-from mmrl.rollout.sampling import SamplingConfig
+from mmrl.rollout.sampling import SamplingConfig, support_size
 from mmrl.rollout.streaming import LARGEST_PIECE, SMALLEST_PIECE
 from mmrl.sharding import Layout
 
@@ -62,9 +63,13 @@ class Turn:
 
 @dataclass
 class Session:
-    """One growing sequence. `tokens` is all that was given and drawn; the last is not read yet."""
+    """One growing sequence, the batch's `number`th.
+
+    `tokens` is all that was given and drawn; the last is not read yet.
+    """
 
     batch: "ContinuousBatch"
+    number: int
     key_data: np.ndarray
     sampling: SamplingConfig
     tokens: list[int] = field(default_factory=list)
@@ -72,6 +77,10 @@ class Session:
     drawn: int = 0
     row: int | None = None
     fresh: bool = True  # its row holds what was there before
+
+    async def begin(self) -> None:
+        """Waits for a row, for what is to start only then; else the first `generate` does."""
+        await self.batch.begin(self)
 
     async def generate(
         self,
@@ -92,15 +101,25 @@ class Session:
             self, tokens, max_new_tokens or self.sampling.max_new_tokens, best, on_tokens
         )
 
+    def restart(self) -> None:
+        """Forgets all tokens, for a sequence that does not go on from them; keeps its row."""
+        self.batch.restart(self)
+
+    def forget(self) -> None:
+        """Its row begins anew with what is read next."""
+        self.tokens, self.read, self.fresh = [], 0, True
+
     def close(self) -> None:
         """Gives the row back; the session is over."""
         self.batch.release(self)
 
 
 @dataclass(eq=False)
-class _Request:
+class Request:
+    """What a session waits for."""
+
     session: Session
-    limit: int
+    limit: int  # of tokens; 0 asks for a row only
     best: int
     on_tokens: Callable[[Turn, int], bool] | None
     done: asyncio.Future
@@ -141,11 +160,11 @@ class ContinuousBatch:
         self._layers = unstacked_layers(self._graphdef, self._params, layout)
         self._cache = empty_rows(model.config, rows, context, layout)
         self._free = list(range(rows))[::-1]
-        self._waiting: collections.deque[_Request] = collections.deque()
-        self._running: list[_Request] = []
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._running: list[Request] = []
         self._driver: asyncio.Task | None = None
         self._failure: Exception | None = None
-        self._row_steps = self._drawn_steps = 0
+        self._opened = self._row_steps = self._drawn_steps = 0
 
     @property
     def occupancy(self) -> float:
@@ -156,9 +175,18 @@ class ContinuousBatch:
         """Requests that run, and that wait for a row."""
         return len(self._running), len(self._waiting)
 
-    def open(self, key: jax.Array, sampling: SamplingConfig) -> Session:
-        """A new sequence, whose random numbers `key` fixes whatever runs beside it."""
-        return Session(self, np.asarray(jax.random.key_data(key)), sampling)
+    def open(self, key: jax.Array | np.ndarray, sampling: SamplingConfig) -> Session:
+        """A new sequence, whose random numbers `key` fixes whatever runs beside it.
+
+        A numpy array is the data of a key.
+        """
+        data = key if isinstance(key, np.ndarray) else np.asarray(jax.random.key_data(key))
+        self._opened += 1
+        return Session(self, self._opened - 1, data, sampling)
+
+    def restart(self, session: Session) -> None:
+        """See `Session.restart`."""
+        session.forget()
 
     def release(self, session: Session) -> None:
         """See `Session.close`."""
@@ -168,8 +196,22 @@ class ContinuousBatch:
             self._start()
 
     def _start(self) -> None:
-        if self._driver is None or self._driver.done():
+        # One that was cancelled ended with its event loop.
+        if self._driver is None or (self._driver.done() and not self._driver.cancelled()):
             self._driver = asyncio.get_running_loop().create_task(self._drive())
+
+    async def finished(self) -> None:
+        """Waits until nothing runs. Raises what made the batch fail."""
+        self._start()
+        assert self._driver is not None
+        await self._driver
+        if self._failure is not None:
+            raise self._failure
+
+    async def begin(self, session: Session) -> None:
+        """See `Session.begin`."""
+        if session.row is None:
+            await self._submit(Request(session, 0, 0, None, self._future()), ())
 
     async def generate(
         self,
@@ -180,41 +222,55 @@ class ContinuousBatch:
         on_tokens: Callable[[Turn, int], bool] | None,
     ) -> Turn:
         """See `Session.generate`."""
-        if self._failure is not None:
-            raise RuntimeError("continuous batching has failed before") from self._failure
         length = len(session.tokens) + len(tokens)
         if not length or length >= self.context:
             raise UserError(
                 f"the sequence has {length} tokens and needs 1 to {self.context - 1}: the context "
                 f"holds {self.context}"
             )
-        session.tokens.extend(tokens)
-        done = asyncio.get_running_loop().create_future()
-        request = _Request(session, limit, best, on_tokens, done)
-        if session.row is None:
-            self._waiting.append(request)
-        else:
-            request.row = session.row
-            self._running.append(request)
+        return await self._submit(Request(session, limit, best, on_tokens, self._future()), tokens)
+
+    def _future(self) -> asyncio.Future:
+        if self._failure is not None:
+            raise RuntimeError("continuous batching has failed before") from self._failure
+        return asyncio.get_running_loop().create_future()
+
+    async def _submit(self, request: Request, tokens: Sequence[int]) -> Turn:
+        self._queue(request, tokens)
         self._start()
         try:
-            return await done
+            return await request.done
         finally:
             with contextlib.suppress(ValueError):  # cancelled before it had a row
                 self._waiting.remove(request)
 
+    def _queue(self, request: Request, tokens: Sequence[int]) -> None:
+        request.session.tokens.extend(tokens)
+        if request.session.row is None:
+            self._waiting.append(request)
+        else:
+            request.row = request.session.row
+            self._running.append(request)
+
     async def _drive(self) -> None:
-        """Ticks until nothing is left to do; whatever fails reaches everybody who waits."""
+        """Whatever fails reaches everybody who waits."""
         try:
-            while self._admit():
-                await self._tick()
+            await self._ticks()
         except Exception as error:
             self._failure = error
-            for request in [*self._running, *self._waiting]:
+            for request in self._unanswered():
                 if not request.done.done():
                     request.done.set_exception(error)
             self._running.clear()
             self._waiting.clear()
+
+    def _unanswered(self) -> list[Request]:
+        return [*self._running, *self._waiting]
+
+    async def _ticks(self) -> None:
+        """Until nothing is left to do."""
+        while self._admit():
+            await self._tick()
 
     def _admit(self) -> bool:
         """Drops what has ended and gives the free rows away; False if nothing runs."""
@@ -222,28 +278,34 @@ class ContinuousBatch:
         while self._waiting and self._free:
             request = self._waiting.popleft()
             request.row = request.session.row = self._free.pop()
-            self._running.append(request)
+            if request.limit:
+                self._running.append(request)
+            else:
+                request.done.set_result(request.turn)
         return bool(self._running)
 
     async def _tick(self) -> None:
         reading = self._reading()
         decoding = [request for request in self._running if not request.reads]
         outputs = await asyncio.to_thread(self._advance, reading, decoding)
-        for request, piece in reading:
-            request.session.read += len(piece)
-            request.session.fresh = False
+        self._note_read(reading)
         if outputs is not None:
             self._deliver(decoding, outputs)
 
-    def _reading(self) -> list[tuple[_Request, list[int]]]:
+    def _note_read(self, reading: list[tuple[Request, list[int]]]) -> None:
+        for request, piece in reading:
+            request.session.read += len(piece)
+            request.session.fresh = False
+
+    def _reading(self, rows: int = READ_ROWS) -> list[tuple[Request, list[int]]]:
         """The next pieces to read, those of the requests that came first."""
-        unread = [request for request in self._running if request.reads][:READ_ROWS]
+        unread = [request for request in self._running if request.reads][:rows]
         return [
             (r, r.session.tokens[r.session.read : r.session.read + min(r.unread, LARGEST_PIECE)])
             for r in unread
         ]
 
-    def _advance(self, reading, decoding: list[_Request]) -> dict[str, np.ndarray] | None:
+    def _advance(self, reading, decoding: list[Request]) -> dict[str, np.ndarray] | None:
         """One program of each kind, on the second thread; returns what was drawn."""
         with jax.set_mesh(self._mesh) if self._mesh.size else contextlib.nullcontext():
             if reading:
@@ -263,10 +325,14 @@ class ContinuousBatch:
                 settings,
                 self._layout,
             )
-            return jax.device_get(outputs)
+            return everywhere(outputs)
+
+    def _padded(self, rows: int) -> int:
+        """Rows of the program that reads so many, of few different sizes."""
+        return 1 << (rows - 1).bit_length()
 
     def _read(self, reading):
-        count = 1 << (len(reading) - 1).bit_length()
+        count = self._padded(len(reading))
         longest = max(len(piece) for _, piece in reading)
         width = max(SMALLEST_PIECE, 1 << (longest - 1).bit_length())
         tokens = np.zeros((count, width), np.int32)
@@ -280,7 +346,7 @@ class ContinuousBatch:
             self._graphdef, self._params, self._cache, rows, begins, tokens, lengths, self._layout
         )
 
-    def _inputs(self, decoding: list[_Request]) -> tuple[RowInputs, RowSettings]:
+    def _inputs(self, decoding: list[Request]) -> tuple[RowInputs, RowSettings]:
         sessions = [request.session for request in decoding]
         most = max(len(session.sampling.stop_ids) for session in sessions)
         shape = (self.rows, max(-(-most // STOP_IDS), 1) * STOP_IDS)
@@ -306,13 +372,13 @@ class ContinuousBatch:
             inputs["top_p"][row], inputs["top_k"][row] = sampling.top_p, sampling.top_k
             inputs["nucleus_size"][row] = sampling.nucleus_size
             inputs["stop_ids"][row, : len(sampling.stop_ids)] = sampling.stop_ids
-        size = max(_support_size(session.sampling) for session in sessions)
+        size = max(support_size(session.sampling) for session in sessions)
         if size:  # of few sizes, each of which is compiled once
             size = min(1 << (size - 1).bit_length(), self._vocabulary)
         best = max(request.best for request in decoding)
         return RowInputs(**inputs), RowSettings(self.steps, size, best)
 
-    def _deliver(self, decoding: list[_Request], outputs: dict[str, np.ndarray]) -> None:
+    def _deliver(self, decoding: list[Request], outputs: dict[str, np.ndarray]) -> None:
         mask = outputs["mask"]
         steps = int(mask.any(axis=1).sum())
         self._row_steps += steps * self.rows
@@ -330,7 +396,7 @@ class ContinuousBatch:
             turn.tokens += tokens
             turn.logprobs += new["logprobs"].tolist()
             if session.sampling.truncates:
-                size = _support_size(session.sampling)
+                size = support_size(session.sampling)
                 request.supports.append(new["support"][:, :size])
             if request.best:
                 turn.model_logprobs += new["model_logprobs"].tolist()
@@ -340,7 +406,7 @@ class ContinuousBatch:
                 ]
             self._finish(request, count)
 
-    def _finish(self, request: _Request, count: int) -> None:
+    def _finish(self, request: Request, count: int) -> None:
         """Ends the request's turn where it has ended."""
         session, turn = request.session, request.turn
         if turn.tokens[-1] in session.sampling.stop_ids:
@@ -356,8 +422,3 @@ class ContinuousBatch:
             if request.supports:
                 turn.support = np.concatenate(request.supports)
             request.done.set_result(turn)
-
-
-def _support_size(sampling: SamplingConfig) -> int:
-    """The most ids that its truncation leaves, 0 without truncation."""
-    return (sampling.top_k or sampling.nucleus_size) if sampling.truncates else 0

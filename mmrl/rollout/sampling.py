@@ -49,6 +49,11 @@ class SamplingConfig:
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
+def support_size(sampling: SamplingConfig) -> int:
+    """The most ids that its truncation leaves, 0 without truncation."""
+    return (sampling.top_k or sampling.nucleus_size) if sampling.truncates else 0
+
+
 def truncate(logits: jax.Array, top_k: int, top_p: float, nucleus_size: int) -> jax.Array:
     """The ids that top-k and then top-p keep, most probable first, -1 padded.
 
