@@ -135,6 +135,7 @@ def main(argv: list[str]) -> None:
             evaluation.find_reward(),
             batch=_BATCH.value,
             key=jax.random.key(generation.SEED.value),
+            episodes=evaluation.episodes,
         )
         rows: list[Row] = []
         with output_rows(_OUTPUT.value) as write:

@@ -38,6 +38,7 @@ from mmrl.rollout.modes import mode_limits, with_modes
 from mmrl.rollout.sampler import pad_prompts
 from mmrl.sharding import make_mesh
 from mmrl.training.config import TrainConfig
+from mmrl.training.episodes import sample_episodes
 from mmrl.training.flops import peak_flops, step_flops
 from mmrl.training.interrupts import stop_requests
 from mmrl.training.optimizer import check_skips, learning_rate, skips
@@ -143,12 +144,12 @@ def collect_rollout(run: Run, key: jax.Array) -> tuple[Rollout, dict[str, Any]]:
             round_key = jax.random.fold_in(key, len(parts))
             batch = next(run.iterators["rl"])
             batch = with_modes(batch, config.modes, first=jax.process_index() * len(batch))
-            sampled = sample(model, batch, config, config.sampling, round_key)
+            sampled, played = sample(model, batch, config, config.sampling, round_key)
             scored, metrics = reward_rollout(sampled, run.reward, config)
-            scored, kept = filtered(scored, run.keep)
+            scored, kept = filtered(scored, run.keep, config.episodes)
             parts.append(scored)
             chosen.append(kept)
-            rounds.append(metrics | rollout_metrics(scored))
+            rounds.append(played | metrics | rollout_metrics(scored))
             informative += int(kept.sum())
     names = dict.fromkeys(name for metrics in rounds for name in metrics)
     means = {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
@@ -163,8 +164,13 @@ def sample(
     config: TrainConfig,
     sampling: SamplingConfig,
     key: jax.Array,
-) -> Rollout:
-    """Responses to the examples of all processes; this one's become the rollout's metadata."""
+) -> tuple[Rollout, dict[str, float]]:
+    """Responses to the examples of all processes; this one's become the rollout's metadata.
+
+    They may be episodes in an environment, which have metrics of their own.
+    """
+    if config.has_episodes:
+        return sample_episodes(model, batch, config, sampling, key)
     tokenizer = config.tokenizer
     with user_mistakes():
         tokens = [prompt_tokens(example, tokenizer) for example in batch]
@@ -177,7 +183,7 @@ def sample(
     metadata: list[Example | None] = [None] * len(prompts[1])
     for row, example in zip(share(len(metadata)), batch, strict=True):
         metadata[row] = example
-    return rollout.replace(metadata=tuple(metadata))
+    return rollout.replace(metadata=tuple(metadata)), {}
 
 
 def update_policy(run: Run, rollout: Rollout) -> dict[str, float]:
@@ -236,16 +242,16 @@ def evaluate(run: Run) -> dict[str, float]:
     sampling = replace(config.sampling, group_size=1, temperature=config.evaluation.temperature)
     own = [run.held_out[row] for row in share(len(run.held_out))]
     with run.decoding() as model:
-        rollout = sample(model, own, config, sampling, jax.random.key(0))
+        rollout, played = sample(model, own, config, sampling, jax.random.key(0))
     rollout, metrics = reward_rollout(rollout, run.reward, config)
     return {
         "eval/reward": float(rollout.reward.mean()),
         "eval/solved": metrics["reward/solved"],
         "eval/length_mean": float(rollout.lengths.mean()),
         **{
-            name.replace("mode/", "eval/", 1): value
-            for name, value in metrics.items()
-            if name.startswith("mode/")
+            f"eval/{name.partition('/')[2]}": value
+            for name, value in (played | metrics).items()
+            if name.startswith(("mode/", "episode/"))
         },
     }
 

@@ -4,6 +4,7 @@ Iterators are grain's: `get_state()` is a small JSON value, `set_state()` resume
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +25,9 @@ from mmrl.text import Tokenizer
 class DataConfig:
     """Where examples come from and in which order.
 
-    source          "reasoning_gym", "bfcl", or a .jsonl or .parquet path with an optional `@[a:b]`
+    source          "reasoning_gym", "bfcl", a .jsonl or .parquet path with an optional `@[a:b]`, or
+                    the import path `module:function` of one that makes a sequence of `Example`s
+                    of this config, split and all
     datasets        reasoning_gym: {name: settings and weight}, see `ReasoningGymSource`
                     bfcl: {category: settings}, see `bfcl_examples`
     size            reasoning_gym: examples in an epoch
@@ -72,7 +75,12 @@ class DataConfig:
     @property
     def has_held_out(self) -> bool:
         """Whether the source has a held-out split of its own."""
-        return self.source in ("reasoning_gym", "bfcl")
+        return self.source in ("reasoning_gym", "bfcl") or self.is_function
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the source is an import path."""
+        return re.fullmatch(r"\w+(\.\w+)*:\w+", self.source) is not None
 
 
 def examples(config: DataConfig) -> grain.MapDataset:
@@ -91,6 +99,10 @@ def examples(config: DataConfig) -> grain.MapDataset:
             held_out=config.split == "held_out",
             held_out_every=config.held_out_every,
         )
+    elif config.is_function:
+        from mmrl.rewards.runner import resolve  # which needs this package's records
+
+        source = resolve(config.source, "data.source")(config)
     else:
         source = read_examples(
             config.source,
@@ -136,7 +148,9 @@ def supervised_batches(
 ) -> grain.DatasetIterator:
     """Endless iterator of prompt + label + end rows for next-token training.
 
-    The end is the tokenizer's end of a text, or of a turn where the prompt is chat messages.
+    The end is the tokenizer's end of a text, or of a turn where the prompt is chat messages. A
+    label that is a list of texts is an episode: what the model says, what comes back, and so on;
+    its own turns alone are targets.
 
     Takes the examples of `example_batches` in the same order, one a row, or with `pack` as many as
     fit, first fit. Shapes never change; B = `batch_size` / `process_count`, T = `length`:
@@ -232,23 +246,39 @@ def _token_row(example: Example, tokenizer: Tokenizer, length: int) -> dict[str,
     prompt = prompt_tokens(example, tokenizer)
     if not prompt:
         raise UserError(f"supervised training needs a prompt, got {example.prompt!r}")
-    if isinstance(example.label, bool) or not isinstance(example.label, str | int | float):
-        raise UserError(
-            f"supervised training needs a text label, got {example.label!r} for "
-            f"{example.prompt!r}: set label_key, or leave this dataset out of the warm start"
-        )
-    end = tokenizer.eos_id if isinstance(example.prompt, str) else tokenizer.turn_end_id
-    target = [*tokenizer.encode(str(example.label)), end]
+    target, mask = _targets(example, tokenizer)
     if len(prompt) + len(target) > length:
         raise UserError(
             f"an example has {len(prompt)} prompt and {len(target)} target tokens, more than "
             f"{length}: raise the length or leave it out. It is {example.prompt!r}"
         )
-    mask = [0] * len(prompt) + [1] * len(target)
     return {
         "tokens": np.asarray(prompt + target, np.int32),
-        "mask": np.asarray(mask, np.float32),
+        "mask": np.asarray([0] * len(prompt) + mask, np.float32),
     }
+
+
+def _targets(example: Example, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens after the prompt, and 1 where the model says them."""
+    label, text = example.label, isinstance(example.prompt, str)
+    episode = isinstance(label, list) and text and len(label) % 2 == 1
+    parts = label if episode else [label]
+    if not all(isinstance(x, str | int | float) and not isinstance(x, bool) for x in parts):
+        raise UserError(
+            f"supervised training needs a text label, got {label!r} for {example.prompt!r}: set "
+            "label_key, or leave this dataset out of the warm start. An episode's label is a list "
+            "of texts by turns, the model's first and last, after a prompt of text"
+        )
+    tokens: list[int] = []
+    mask: list[int] = []
+    for turn, part in enumerate(parts):
+        said = turn % 2 == 0
+        new = tokenizer.encode(str(part))
+        if said:
+            new.append(tokenizer.eos_id if text else tokenizer.turn_end_id)
+        tokens += new
+        mask += [int(said)] * len(new)
+    return tokens, mask
 
 
 def _rename(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -109,6 +109,26 @@ class Sample:
         """Response tokens that count in the loss."""
         return self.response_length if self.loss_mask is None else sum(self.loss_mask)
 
+    def append_response_tokens(
+        self,
+        args: Any,
+        tokens: list[int],
+        log_probs: list[float] | None = None,
+        trainable: bool = True,
+        meta_info: dict[str, Any] | None = None,
+        text: str | None = None,
+    ) -> None:
+        """What the model drew next, or with `trainable` false what came back."""
+        self.tokens = [*self.tokens, *tokens]
+        self.response_length += len(tokens)
+        self.loss_mask = [*(self.loss_mask or []), *[int(trainable)] * len(tokens)]
+        kept = [0.0] * len(tokens) if log_probs is None else log_probs
+        self.rollout_log_probs = [*(self.rollout_log_probs or []), *kept]
+        self.response += text or ""
+        finish = (meta_info or {}).get("finish_reason", {}).get("type")
+        if trainable and finish in ("stop", "length"):
+            self.status = Status.COMPLETED if finish == "stop" else Status.TRUNCATED
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, with the status as its string."""
         return vars(self) | {"status": self.status.value}

@@ -20,17 +20,22 @@ class Observation:
 class Step:
     """What followed a response: messages (or text) to answer, or the end of the episode.
 
-    `reward` is added to the episode's; `metrics` are summed over its steps.
+    `reward` is added to the episode's; `metrics` are summed over its steps. `answer` is what a
+    reward function should judge, the last that is not None.
     """
 
     messages: str | Sequence[Message] = ""
     done: bool = False
     reward: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    answer: Any = None
 
 
 class Environment(Protocol):
-    """One episode's world. `close` is called once, however the episode ends."""
+    """One episode's world. `close` is called once, however the episode ends.
+
+    All episodes of an example must begin alike: their group is compared.
+    """
 
     async def reset(self, example: Example) -> Observation: ...
 

@@ -13,37 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
+from absl import logging
 
 from mmrl.data import Example, Status, prompt_tokens
+from mmrl.environments.config import EpisodeLimits
 from mmrl.environments.environment import Environment, Step
+from mmrl.errors import UserError
 from mmrl.rollout import Rollout, SamplingConfig
-from mmrl.rollout.continuous import ContinuousBatch, Session
+from mmrl.rollout.continuous import Session
 from mmrl.rollout.sampler import pad_prompts
+from mmrl.rollout.sampling import support_size
 from mmrl.text import Tokenizer
 from mmrl.text.turns import encode_next_turn
-
-
-@dataclass(frozen=True)
-class EpisodeLimits:
-    """Where an episode ends unasked, each with a `Status` of its own.
-
-    `turns` responses (TURN_LIMIT), `turn_tokens` in one of them (TURN_TOKEN_LIMIT), `tokens` after
-    the prompt (TRUNCATED), `tool_seconds` of one step of the environment (TOOL_TIME_LIMIT),
-    `seconds` in all (TIME_LIMIT).
-    """
-
-    turns: int = 16
-    turn_tokens: int = 1024
-    tokens: int = 8192
-    tool_seconds: float = 60.0
-    seconds: float = 600.0
-
-    def __post_init__(self):
-        for limit in dataclasses.fields(self):
-            if not getattr(self, limit.name) > 0:
-                raise ValueError(f"{limit.name} must be positive: {getattr(self, limit.name)}")
 
 
 @dataclass
@@ -56,7 +38,10 @@ class Episode:
     support     [T, K] as in `Rollout`, None where nothing truncates
     turns       responses that the model gave
     reward      the sum of the environment's, `metrics` likewise
+    answer      the environment's last, for a reward function to judge
+    tools       that it began with
     error       why it FAILED
+    attributes  further ones of its `Sample`, which its reward reads
     """
 
     example: Example
@@ -69,7 +54,10 @@ class Episode:
     turns: int = 0
     reward: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    answer: Any = None
+    tools: list[dict[str, Any]] | None = None
     error: str | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     def read(self, tokens: Sequence[int]) -> None:
         """What did not come from the model."""
@@ -79,24 +67,26 @@ class Episode:
 
     def add(self, step: Step) -> None:
         self.reward += step.reward
+        if step.answer is not None:
+            self.answer = step.answer
         for name, value in step.metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + value
 
 
 async def play(
-    batch: ContinuousBatch,
+    session: Session,
     environment: Environment,
     example: Example,
     tokenizer: Tokenizer,
-    sampling: SamplingConfig,
     limits: EpisodeLimits,
-    key: jax.Array,
 ) -> Episode:
-    """One episode from its reset to its end; what the environment raises makes it FAILED."""
+    """One episode from its reset to its end, once the session has a row.
+
+    What the environment raises makes it FAILED, but for a `UserError`, which is raised again.
+    """
     episode = Episode(example)
-    sampling = dataclasses.replace(sampling, stop_ids=sampling.stop_ids or tokenizer.stop_ids)
-    session = batch.open(key, sampling)
     try:
+        await session.begin()
         async with asyncio.timeout(limits.seconds) as clock:
             episode.status = await _turns(episode, session, environment, tokenizer, limits)
     except TimeoutError as error:
@@ -104,11 +94,16 @@ async def play(
             episode.status = Status.TIME_LIMIT
         else:
             episode.status, episode.error = Status.FAILED, f"TimeoutError: {error}"
+    except UserError:
+        raise
     except Exception as error:  # an environment may raise anything
         episode.status, episode.error = Status.FAILED, f"{type(error).__name__}: {error}"
     finally:
+        try:
+            await environment.close()
+        except Exception as error:
+            logging.warning("An environment did not close: %s: %s", type(error).__name__, error)
         session.close()
-        await environment.close()
     return episode
 
 
@@ -121,7 +116,7 @@ async def _turns(
 ) -> Status:
     start = await environment.reset(episode.example)
     shown = dataclasses.replace(episode.example, prompt=start.prompt, tools=start.tools)
-    episode.prompt = prompt_tokens(shown, tokenizer)
+    episode.prompt, episode.tools = prompt_tokens(shown, tokenizer), start.tools
     new: list[int] = episode.prompt
     while True:
         room = limits.tokens - len(episode.response)
@@ -159,23 +154,25 @@ def _encode(step: Step, tokenizer: Tokenizer, tools: Any, last_id: int) -> list[
 
 
 def episodes_rollout(
-    groups: Sequence[Sequence[Episode]], prompt_length: int, length: int
+    groups: Sequence[Sequence[Episode]],
+    sampling: SamplingConfig,
+    prompt_length: int,
+    length: int,
 ) -> Rollout:
     """P groups of G episodes of one prompt each as a `Rollout`, responses padded to `length`.
 
-    The episodes' rewards are the rollout's; advantages are 0. Raises ValueError for a group whose
-    episodes begin differently, for a prompt or an episode that is too long, and `pad_prompts`'s.
+    Its arrays are on the host. The episodes' rewards are the rollout's, advantages are 0, and the
+    metadata of a prompt are its episodes. Raises ValueError for a group whose episodes begin
+    differently, for an episode that is too long, and `pad_prompts`'s.
     """
-    shape = (len(groups), len(groups[0]), length)
+    shape = (len(groups), sampling.group_size, length)
     tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     logprobs, lengths = np.zeros(shape, np.float32), np.zeros(shape[:2], np.int32)
     status, reward = np.zeros(shape[:2], np.int32), np.zeros(shape[:2], np.float32)
-    sizes = [s.shape[1] for group in groups for e in group for s in e.supports]
-    support = np.full((*shape, max(sizes)), -1, np.int32) if sizes else None
+    size = support_size(sampling)
+    support = np.full((*shape, size), -1, np.int32) if size else None
     for p, group in enumerate(groups):
         for g, episode in enumerate(group):
-            if episode.prompt != group[0].prompt:
-                raise ValueError(f"episodes 0 and {g} of group {p} begin with different prompts")
             n = len(episode.response)
             if n > length:
                 raise ValueError(f"episode {g} of group {p} has {n} tokens, more than {length}")
@@ -186,7 +183,8 @@ def episodes_rollout(
                 drawn = np.concatenate(episode.supports)
                 places = np.flatnonzero(episode.mask)
                 support[p, g, places, : drawn.shape[1]] = drawn
-    prompts, prompt_lengths = pad_prompts([group[0].prompt for group in groups], prompt_length)
+    begun = [_beginning(group, p) for p, group in enumerate(groups)]
+    prompts, prompt_lengths = pad_prompts(begun, prompt_length)
     arrays: dict[str, Any] = dict(
         prompt_tokens=prompts,
         prompt_lengths=prompt_lengths,
@@ -199,4 +197,16 @@ def episodes_rollout(
         reward=reward,
         advantages=np.zeros_like(reward),
     )
-    return Rollout(**arrays, metadata=tuple(group[0].example for group in groups))
+    return Rollout(**arrays, metadata=tuple(map(list, groups)))
+
+
+def _beginning(group: Sequence[Episode], number: int) -> list[int]:
+    """The prompt of a group; one token that stands for nothing where all failed before it."""
+    prompts = [episode.prompt for episode in group if episode.prompt]
+    for prompt in prompts:
+        if prompt != prompts[0]:
+            raise ValueError(
+                f"the episodes of group {number} begin with different prompts: what an environment "
+                "shows at its reset may depend on the example alone"
+            )
+    return prompts[0] if prompts else [0]

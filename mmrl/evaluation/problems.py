@@ -37,7 +37,8 @@ class Problem:
 class Evaluation:
     """What to ask, the import path of the reward that judges, and how to sample by default.
 
-    `arguments` and `reward_key` are for a reward that was written for slime.
+    `arguments` and `reward_key` are for a reward that was written for slime. `episodes` is the
+    config of a run whose responses are episodes.
     """
 
     problems: tuple[Problem, ...]
@@ -45,6 +46,7 @@ class Evaluation:
     sampling: SamplingConfig = SamplingConfig(group_size=1, max_new_tokens=512)
     arguments: Arguments = dataclasses.field(default_factory=Arguments)
     reward_key: str | None = None
+    episodes: TrainConfig | None = None
 
     def find_reward(self) -> Reward:
         return reward_function(self.reward, self.arguments, self.reward_key)
@@ -151,7 +153,14 @@ def _of_run(request: Request, path: Path) -> Evaluation:
             "give --reward"
         )
     judged = request.reward or config.reward
-    return Evaluation(tuple(problems), judged, sampling, slime.arguments(config), config.reward_key)
+    return Evaluation(
+        tuple(problems),
+        judged,
+        sampling,
+        slime.arguments(config),
+        config.reward_key,
+        config if config.has_episodes else None,
+    )
 
 
 def parse_settings(text: str) -> dict[str, Any]:

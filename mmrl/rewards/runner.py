@@ -31,27 +31,27 @@ class RewardResult:
     error: str | None = None
 
 
-def resolve(path: str) -> Reward:
+def resolve(path: str, what: str = "reward") -> Callable[..., Any]:
     """The function at `package.module:function` or `package.module.function`.
 
-    Raises `UserError` if the module or the function does not exist, naming the nearest one. What
-    the module itself raises when it is imported is passed on.
+    Raises `UserError` if the module or the function does not exist, naming the nearest one and
+    `what` it should be. What the module itself raises when it is imported is passed on.
     """
     module_name, _, name = path.replace(":", ".").rpartition(".")
     if not module_name:
-        raise UserError(f"reward {path!r} must be written package.module:function")
+        raise UserError(f"{what} {path!r} must be written package.module:function")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if not f"{module_name}.".startswith(f"{missing}."):
             raise
-        raise UserError(f"reward {path!r}: no module {missing}.{_sibling(missing)}") from None
+        raise UserError(f"{what} {path!r}: no module {missing}.{_sibling(missing)}") from None
     function = getattr(module, name, None)
-    if not callable(function):
+    if function is None or (what != "tool" and not callable(function)):
         valid = [name for name, value in vars(module).items() if callable(value)]
         raise UserError(
-            f"reward {path!r}: {module_name} has no function {name}.{nearest(name, valid)}"
+            f"{what} {path!r}: {module_name} has no function {name}.{nearest(name, valid)}"
         )
     return function
 

@@ -150,8 +150,13 @@ def find_filter(path: str, arguments: Arguments) -> Filter:
     return keep
 
 
-def provide_slime() -> None:
-    """Makes slime's record types importable from where slime has them, if slime is not there."""
+def provide_slime(further: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Makes slime's record types importable from where slime has them, if slime is not there.
+
+    `further` are other modules to be there, {name: its contents}.
+    """
+    if further and isinstance(sys.modules.get("slime"), _Provided):
+        _provide(further)
     if "slime.utils.types" in sys.modules:
         return
     with contextlib.suppress(ModuleNotFoundError):
@@ -168,8 +173,16 @@ def provide_slime() -> None:
             "check_reward_nonzero_std": check_reward_nonzero_std
         },
     }
+    _provide(contents | dict(further or {}))
+
+
+class _Provided(types.ModuleType):
+    """A module that stands for one of slime's."""
+
+
+def _provide(contents: Mapping[str, Mapping[str, Any]]) -> None:
     for name, content in contents.items():
-        module = types.ModuleType(name, "What mmrl has of slime's module of this name.")
+        module = _Provided(name, "What mmrl has of slime's module of this name.")
         vars(module).update(content, __path__=[])
         sys.modules[name] = module
         parent, _, child = name.rpartition(".")

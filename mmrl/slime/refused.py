@@ -101,7 +101,7 @@ REFUSED: Mapping[str, Refused] = {
     ),
     **_refuse(
         "responses come from the sampler, whose tokens and log-probabilities the loss is about",
-        "custom-generate-function-path rollout-function-path eval-function-path data-source-path "
+        "rollout-function-path eval-function-path data-source-path "
         "rollout-data-postprocess-path rollout-sample-filter-path buffer-filter-path "
         "rollout-all-samples-process-path custom-convert-samples-to-train-data-path "
         "rollout-sample-hook-path rollout-buffer-url rollout-task-type load-debug-rollout-data "
@@ -122,10 +122,6 @@ REFUSED: Mapping[str, Refused] = {
         "each round of dynamic sampling draws --rollout-batch-size prompts; "
         "--config.dynamic_sampling_rounds bounds the rounds",
         "over-sampling-batch-size",
-    ),
-    **_refuse(
-        "give --rollout-max-prompt-len and --rollout-max-response-len, of which it is the sum",
-        "rollout-max-context-len",
     ),
     **_refuse(
         "responses keep their special tokens, but for the stop token",

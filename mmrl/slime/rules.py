@@ -178,6 +178,32 @@ def stops(given: Given, settings: Settings) -> Overrides:
     return {"sampling.stop_ids": f"({', '.join(map(str, dict.fromkeys(ids)))},)"}
 
 
+def episodes(given: Given, settings: Settings) -> Overrides:
+    """A function of the user's makes the responses; slime's limit of one is that of each turn."""
+    if "custom-generate-function-path" not in given:
+        raise UserError(
+            "leave out --rollout-max-context-len: give --rollout-max-prompt-len and "
+            "--rollout-max-response-len, of which it is the sum"
+        )
+    turn, prompt = settings.value("sampling.max_new_tokens"), settings.value("prompt_length")
+    if settings.alone and "prompt_length" not in settings.texts:
+        prompt = longest_prompt(settings)
+    context = _integer(given, "rollout-max-context-len")
+    tokens = turn if context is None else context - prompt
+    if tokens < 1:
+        raise UserError(
+            f"--rollout-max-context-len {context} leaves nothing after a prompt of {prompt} tokens"
+        )
+    found = {
+        "custom_generate": given["custom-generate-function-path"][0],
+        "episodes.limits.turn_tokens": str(min(turn, tokens)),
+        "episodes.limits.tokens": str(tokens),
+    }
+    if not {"rm-type", "custom-rm-path"} & given.keys() and "reward" not in settings.texts:
+        found["reward"] = "mmrl.rewards.environment:score"
+    return found
+
+
 def batches(given: Given, settings: Settings) -> Overrides:
     """Optimizer steps a rollout: rollout-batch-size · samples = global-batch-size · steps."""
     prompts, group = settings.value("prompts_per_step"), settings.value("sampling.group_size")
@@ -250,6 +276,7 @@ RULES: Mapping[str, Rule] = {
         filtering,
         temperature,
         stops,
+        episodes,
         batches,
         length,
         schedule,

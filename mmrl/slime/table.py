@@ -100,6 +100,8 @@ _ROLLOUT: dict[str, Meaning] = {
     "rollout-top-k": _set("sampling.top_k", words={"-1": "0"}),
     "rollout-stop": Joint("stops", "values"),
     "rollout-stop-token-ids": Joint("stops", "values"),
+    "custom-generate-function-path": Joint("episodes"),
+    "rollout-max-context-len": Joint("episodes"),
     "sglang-mem-fraction-static": _set("cache_memory_fraction"),
     "eval-interval": _set("evaluation.interval"),
     "eval-prompt-data": Joint("evaluation", "values"),

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mmrl.data import DataConfig
+from mmrl.environments.config import EnvironmentConfig, EpisodeConfig
 from mmrl.models import DecoderConfig
+from mmrl.rewards.mixture import WeightedReward
 from mmrl.rl.loss import ObjectiveConfig
 from mmrl.rollout import SamplingConfig
 from mmrl.rollout.modes import ModeConfig
@@ -59,11 +61,22 @@ class TrainConfig:
     With `model.lora` both phases train the adapters alone; the KL's reference is a copy of them.
 
     `reward` is the import path of a function of a `Sample`, mmrl's or slime's (see
-    `mmrl.rewards.slime_functions`); `reward_key` names the entry of its dict that counts, and with
-    `group_reward` it judges a list of samples, a whole group. `overlong_buffer` adds DAPO's length
+    `mmrl.rewards.slime_functions`), or the parts of a mixture; `reward_key` names the entry of its
+    dict that counts, and with `group_reward` it judges a list of samples, a whole group.
+    `overlong_buffer` adds DAPO's length
     punishment over that many last tokens; 0 is off. `dynamic_sampling_rounds` above 1 draws again,
     so often at most, until `prompts_per_step` groups have rewards that differ (DAPO), or are kept
     by the function at the import path `dynamic_sampling_filter`.
+
+    With an `environment` a response is an episode in it, in training and in evaluation, under the
+    limits of `episodes`; a response of one turn has `episodes.limits.turn_tokens` at most, and
+    `sampling.max_new_tokens` is not read. `reward` judges episodes as well: the sample's `reward`
+    is what the environment gave, `metadata["answer"]` its answer, and
+    `mmrl.rewards.environment:score` is the environment's reward as it is. `episodes.statuses` says
+    for single responses too which endings are trained on.
+
+    `custom_generate` is the import path of a function written for slime that makes the episodes in
+    place of an environment (see `mmrl.slime.generate`).
 
     `modes` are the modes of one model: prompts take turns in them, each with its mode's tag, limit
     and temperature, in training and in evaluation; `sampling.max_new_tokens` must hold the longest.
@@ -98,7 +111,10 @@ class TrainConfig:
         "group_centred",
         "group_batch_normalised",
     ] = "group_relative"
-    reward: str = "mmrl.rewards.reasoning_gym:score"
+    environment: EnvironmentConfig | None = None
+    custom_generate: str | None = None
+    episodes: EpisodeConfig = EpisodeConfig()
+    reward: str | tuple[WeightedReward, ...] = "mmrl.rewards.reasoning_gym:score"
     reward_key: str | None = None
     group_reward: bool = False
     reward_timeout_seconds: float = 60.0
@@ -128,8 +144,22 @@ class TrainConfig:
                 "data.chat needs a tokenizer with a chat template: set tokenizer.template of a "
                 "PretrainedTokenizer"
             )
-        if self.overlong_buffer > self.sampling.max_new_tokens:
-            raise ValueError("overlong_buffer must not exceed sampling.max_new_tokens")
+        if self.overlong_buffer > self.response_length:
+            raise ValueError(
+                f"overlong_buffer must not exceed a response's {self.response_length} tokens"
+            )
+        if not isinstance(self.reward, str) and (self.group_reward or self.reward_key):
+            raise ValueError("group_reward and reward_key are for a single reward, not a mixture")
+        if self.has_episodes and (self.modes or self.cache_memory_fraction):
+            raise ValueError(
+                "modes and cache_memory_fraction are for single responses: with episodes, "
+                "episodes.rows bounds the cache"
+            )
+        if self.custom_generate and (self.environment or self.sampling.truncates):
+            raise ValueError(
+                "custom_generate takes the place of an environment, and samples without top-k and "
+                "top-p: it does not tell which tokens those left"
+            )
         for name in ("dynamic_sampling_rounds", "rollouts_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -145,3 +175,13 @@ class TrainConfig:
             raise ValueError(
                 f"cache_memory_fraction must lie in (0, 1], got {self.cache_memory_fraction}"
             )
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether responses are episodes."""
+        return self.environment is not None or self.custom_generate is not None
+
+    @property
+    def response_length(self) -> int:
+        """The most tokens after a prompt."""
+        return self.episodes.limits.tokens if self.has_episodes else self.sampling.max_new_tokens

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from mmrl.data import Example, Sample, Status
+from mmrl.data import Sample, Status
+from mmrl.environments import Episode, EpisodeConfig
 from mmrl.processes import everywhere, exchange, own_rows, share
+from mmrl.rewards.length_bias import length_correlation
 from mmrl.rewards.runner import Reward, RewardResult, score
 from mmrl.rewards.slime_functions import Filter, score_groups
 from mmrl.rl.advantages import (
@@ -25,6 +27,7 @@ from mmrl.rollout import Rollout
 from mmrl.rollout.modes import has_form, mode_name
 from mmrl.text import Tokenizer
 from mmrl.training.config import TrainConfig
+from mmrl.training.endings import by_status, compared
 
 ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
     "group_relative": group_relative,
@@ -33,6 +36,7 @@ ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
     "group_centred": functools.partial(group_relative, std=None),
     "group_batch_normalised": functools.partial(batch_normalised, baseline="group"),
 }
+DEFAULT = EpisodeConfig()
 _SAMPLED = (
     "prompt_tokens", "prompt_lengths", "tokens", "lengths", "mask", "behaviour_logprobs", "status",
 )  # fmt: skip
@@ -41,15 +45,19 @@ _SAMPLED = (
 def samples_of(rollout: Rollout, tokenizer: Tokenizer) -> list[Sample]:
     """One `Sample` a response, group by group, of the prompts whose examples this process has.
 
-    `rollout.metadata` holds the prompts' examples: all, or in a job of several processes those of
-    this one's `share` and None for the others.
+    `rollout.metadata` holds the prompts' examples, or their episodes: all, or in a job of several
+    processes those of this one's `share` and None for the others. What an episode's environment
+    gave is the sample's `reward`; its `metadata` have the episode's `answer`, `turns`,
+    `metrics` and `tools` beside the example's own.
     """
     own = share(len(rollout.metadata))
     host = own_rows({name: getattr(rollout, name) for name in _SAMPLED})
     samples = []
     for row, g in np.ndindex(host["lengths"].shape):
         p = own[row]
-        example: Example = rollout.metadata[p]
+        record = rollout.metadata[p]
+        episode = record[g] if isinstance(record, list) else None
+        example = record if episode is None else episode.example
         length = int(host["lengths"][row, g])
         prompt = host["prompt_tokens"][row, : host["prompt_lengths"][row]]
         response = host["tokens"][row, g, :length]
@@ -65,10 +73,19 @@ def samples_of(rollout: Rollout, tokenizer: Tokenizer) -> list[Sample]:
                 loss_mask=host["mask"][row, g, :length].astype(int).tolist(),
                 rollout_log_probs=host["behaviour_logprobs"][row, g, :length].tolist(),
                 status=Status(int(host["status"][row, g])),  # type: ignore[call-arg]
-                metadata=example.metadata,
+                metadata=example.metadata if episode is None else _metadata(episode),
+                reward=None if episode is None else episode.reward,
             )
         )
+        if episode is not None:
+            noted = {"error": episode.error} if episode.error else None
+            vars(samples[-1]).update(train_metadata=noted, **episode.attributes)
     return samples
+
+
+def _metadata(episode: Episode) -> dict[str, Any]:
+    names = ("answer", "turns", "metrics", "tools")
+    return episode.example.metadata | {name: getattr(episode, name) for name in names}
 
 
 def reward_rollout(
@@ -76,11 +93,13 @@ def reward_rollout(
 ) -> tuple[Rollout, dict[str, Any]]:
     """Scores every response. A sample whose reward fails becomes FAILED and leaves the loss.
 
-    Each process scores its own share; all learn the results.
+    Each process scores its own share; all learn the results. `config.episodes.statuses` has the
+    last word about each ending.
 
     Returns the rollout with its rewards and with its own samples as metadata, group by group, and
     metrics: `reward/solved` (a component "solved", or else a reward of 1 and more), the mean of
-    every component, and `reward/failed`; with modes also `mode_metrics`.
+    every component, `reward/failed` and `reward/length_correlation`; with modes also
+    `mode_metrics`.
     """
     samples = samples_of(rollout, config.tokenizer)
     judge: Callable[..., list[RewardResult]] = score
@@ -105,14 +124,18 @@ def reward_rollout(
     removed = np.asarray([fields[3] for fields in judged]).reshape(shape)
     values = np.asarray([r.value for r in results], np.float32).reshape(shape)
     solved = [r.components.get("solved", float(r.value >= 1)) for r in results]
-    metrics = {"reward/solved": float(np.mean(solved)), "reward/failed": float(failed.mean())}
+    metrics = {
+        "reward/solved": float(np.mean(solved)),
+        "reward/failed": float(failed.mean()),
+        "reward/length_correlation": length_correlation(values, lengths),
+    }
     for name in sorted({name for r in results for name in r.components} - {"solved", "reward"}):
         metrics[f"reward/{name}"] = float(np.mean([r.components.get(name, 0.0) for r in results]))
     if failed.any():
         first = next(r.error for r in results if r.error)
         logging.warning("%d of %d rewards failed, the first: %s", failed.sum(), failed.size, first)
     if config.overlong_buffer:
-        limit, buffer = config.sampling.max_new_tokens, config.overlong_buffer
+        limit, buffer = config.response_length, config.overlong_buffer
         values = values + np.asarray(overlong_shaping(lengths, max_length=limit, buffer=buffer))
     if config.modes:
         metrics |= mode_metrics(config, lengths, np.reshape(solved, shape))
@@ -122,18 +145,24 @@ def reward_rollout(
         formed = np.asarray([fields[4] for fields in judged]).reshape(shape)
         values = np.where(formed, values, np.minimum(values, 0))
         values = np.asarray(brevity_shaping(values, lengths, max_lengths=bounds, weights=weights))
+    status = np.where(failed, int(Status.FAILED), status)
+    values, trained = by_status(np.where(failed, 0, values), status, config.episodes)
     groups: list[list[Sample] | None] = [None] * shape[0]
     for row, p in enumerate(share(shape[0])):
         groups[p] = samples[row * shape[1] : (row + 1) * shape[1]]
     for sample in samples:
         p, g = divmod(sample.index, shape[1])
-        sample.reward = 0.0 if failed[p, g] else float(values[p, g])
+        result, sample.reward = results[p * shape[1] + g], float(values[p, g])
+        found = {"components": result.components, "error": result.error}
+        noted = {name: value for name, value in found.items() if value}
+        sample.train_metadata = (sample.train_metadata or {}) | noted
+        sample.remove_sample = sample.remove_sample or not trained[p, g]
         sample.status = Status.FAILED if failed[p, g] else sample.status
     rollout = rollout.replace(
-        reward=np.where(failed, 0, values),
-        status=np.where(failed, int(Status.FAILED), status),
+        reward=values,
+        status=status,
         lengths=lengths,
-        mask=rollout.mask * ~(failed | removed)[..., None],
+        mask=rollout.mask * (trained & ~removed)[..., None],
         metadata=tuple(groups),
     )
     return rollout, metrics
@@ -155,26 +184,27 @@ def mode_metrics(config: TrainConfig, lengths: np.ndarray, solved: np.ndarray) -
 
 
 def with_advantages(rollout: Rollout, config: TrainConfig) -> Rollout:
-    """Fills in the advantages; samples whose reward failed count in no group's mean."""
-    valid = rollout.status != int(Status.FAILED)
+    """Fills in the advantages; samples that are left out count in no group's mean."""
+    valid = compared(rollout.status, config.episodes)
     advantages = ADVANTAGES[config.advantage](rollout.reward, valid)
     return rollout.replace(advantages=np.asarray(advantages))
 
 
-def informative_groups(rollout: Rollout) -> np.ndarray:
+def informative_groups(rollout: Rollout, episodes: EpisodeConfig = DEFAULT) -> np.ndarray:
     """Which groups have rewards that differ, [P] bool; only these move the policy."""
-    valid = rollout.status != int(Status.FAILED)
-    return np.asarray(informative(rollout.reward, valid))
+    return np.asarray(informative(rollout.reward, compared(rollout.status, episodes)))
 
 
-def filtered(rollout: Rollout, keep: Filter | None) -> tuple[Rollout, np.ndarray]:
+def filtered(
+    rollout: Rollout, keep: Filter | None, episodes: EpisodeConfig = DEFAULT
+) -> tuple[Rollout, np.ndarray]:
     """The rollout and which of its groups are worth training on, [P] bool.
 
     The informative ones; or those that a filter of the user's keeps, and then the others leave the
     loss. Each process asks the filter about its own groups.
     """
     if keep is None:
-        return rollout, informative_groups(rollout)
+        return rollout, informative_groups(rollout, episodes)
     own = [bool(keep(group)) for group in rollout.metadata if group is not None]
     kept = np.asarray([answer for part in exchange(own) for answer in part])
     return rollout.replace(mask=rollout.mask * kept[:, None, None]), kept

@@ -28,6 +28,7 @@ from mmrl.rollout.modes import with_modes, with_solution
 from mmrl.sharding import Layout, replicated, reshard
 from mmrl.training import checkpoint
 from mmrl.training.config import TrainConfig
+from mmrl.training.episodes import find_player
 from mmrl.training.optimizer import OptimizerConfig, make_optimizer
 from mmrl.training.state import (
     RunState,
@@ -172,8 +173,10 @@ def held_out_examples(config: TrainConfig) -> list[Example]:
 
 
 def _functions(config: TrainConfig) -> tuple[Reward, Filter | None]:
-    """The reward, and the filter of groups if there is one."""
+    """The reward, and the filter of groups if there is one; what makes episodes must be there."""
     arguments = slime.arguments(config)
+    if config.has_episodes:
+        find_player(config)
     key = None if config.group_reward else config.reward_key
     reward = reward_function(config.reward, arguments, key)
     if config.dynamic_sampling_filter is None:

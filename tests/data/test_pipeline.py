@@ -208,6 +208,22 @@ def test_supervised_batches_refuse_what_they_would_have_to_cut_or_guess(tmp_path
     assert next(supervised_batches(config, TOKENIZER, batch_size=1, length=9))["mask"].sum() == 1
 
 
+def test_a_worked_episode_teaches_the_models_own_turns_alone(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"input": "1+2+3=", "label": ["1+2", "3", "3+3", "6", "6"]}'
+    )
+    config = DataConfig(source=str(tmp_path / "rows.jsonl"), label_key="label")
+    batch = next(supervised_batches(config, TOKENIZER, batch_size=1, length=24))
+    end = TOKENIZER.eos_id
+    said = [[*TOKENIZER.encode(text), end] for text in ("1+2", "3+3", "6")]
+    given = [TOKENIZER.encode(text) for text in ("1+2+3=", "3", "6")]
+    turns = [turn for pair in zip(given, said, strict=True) for turn in pair]
+    expected = [token for turn in turns for token in turn]
+    assert batch["tokens"][0, : len(expected)].tolist() == expected
+    mask = [int(i % 2) for i, turn in enumerate(turns) for _ in turn]
+    assert batch["mask"][0].tolist() == mask + [0] * (24 - len(mask))
+
+
 def test_examples_are_one_epoch_with_the_suffix_on_their_prompts():
     dataset = examples(SUMS)
     assert len(dataset) == 1_000_000

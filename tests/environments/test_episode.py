@@ -58,7 +58,7 @@ def run(model, environments, limits=LIMITS, sampling=SAMPLING, context=1024):
     async def all_of_them():
         return await asyncio.gather(
             *(
-                play(batch, world, EXAMPLE, TOKENIZER, sampling, limits, jax.random.key(i))
+                play(batch.open(jax.random.key(i), sampling), world, EXAMPLE, TOKENIZER, limits)
                 for i, world in enumerate(environments)
             )
         )
@@ -71,7 +71,8 @@ def test_episodes_of_fifty_turns_are_replayed_by_the_trainer_token_by_token(top_
     sampling = dataclasses.replace(SAMPLING, top_k=top_k)
     worlds = [Echo() for _ in range(6)]
     episodes = run(model, worlds, sampling=sampling)
-    rollout = episodes_rollout([episodes[:3], episodes[3:]], prompt_length=8, length=1024)
+    sampling = dataclasses.replace(sampling, group_size=3)
+    rollout = episodes_rollout([episodes[:3], episodes[3:]], sampling, 8, 1024)
     scored = score(model, jax.tree.map(np.asarray, rollout.arrays()), 1.0)["logprobs"]
     for i, (world, episode) in enumerate(zip(worlds, episodes, strict=True)):
         assert episode.prompt == TOKENIZER.encode("begin")
@@ -121,6 +122,6 @@ def test_groups_of_different_prompts_or_too_long_episodes_are_refused(model):
     (one,) = run(model, [Echo(turns=2)])
     other = dataclasses.replace(one, prompt=[3])
     with pytest.raises(ValueError, match="different prompts"):
-        episodes_rollout([[one, other]], prompt_length=8, length=1024)
+        episodes_rollout([[one, other]], dataclasses.replace(SAMPLING, group_size=2), 8, 1024)
     with pytest.raises(ValueError, match="more than 1"):
-        episodes_rollout([[one]], prompt_length=8, length=1)
+        episodes_rollout([[one]], SAMPLING, 8, 1)

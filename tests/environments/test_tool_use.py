@@ -6,7 +6,8 @@ import json
 import pytest
 
 from mmrl.data import Example
-from mmrl.environments import ToolEnvironment
+from mmrl.environments import EnvironmentConfig, ToolEnvironment, find_environment
+from mmrl.errors import UserError
 from mmrl.tools import submit, tool
 
 
@@ -53,10 +54,22 @@ def test_a_malformed_call_comes_back_as_words(environment):
 
 
 def test_a_response_without_calls_is_the_answer(environment):
-    assert step(environment, "It is 5.").done
-    assert environment.answer == "It is 5."
+    found = step(environment, "It is 5.")
+    assert found.done and found.answer == "It is 5."
 
 
 def test_a_submitted_answer_ends_the_episode(environment):
-    assert step(environment, call("submit", answer="5")).done
-    assert environment.answer == "5"
+    found = step(environment, call("submit", answer="5"))
+    assert found.done and found.answer == "5"
+
+
+def test_tools_are_named_in_a_config_by_import_path():
+    tools = ["mmrl.tools:calculator", "environments.opponents:first_free"]
+    config = EnvironmentConfig("mmrl.environments.tool_use:tool_environment", {"tools": tools})
+    environment = find_environment(config)(Example("2 + 3?"))
+    assert [one.name for one in environment.tools] == ["calculator", "first_free"]
+    found = step(environment, call("calculator", expression="2 + 3"))
+    assert found.messages[0]["content"] == "5"
+    wrong = EnvironmentConfig(config.path, {"tools": ["mmrl.tools:calculater"]})
+    with pytest.raises(UserError, match="Did you mean calculator"):
+        find_environment(wrong)(Example(""))

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "configs" / "copy_letter.py"
+EPISODES = ROOT / "tests" / "configs" / "two_letters.py"
 DEVICES = 4
 SETTINGS = (
     "mesh.data=2",
@@ -188,6 +189,27 @@ def test_each_process_judges_its_own_share_and_together_they_judge_all_once(proc
         low, high = number * samples, (number + 1) * samples
         assert all(low <= int(line.split()[0]) < high for line in own)
         assert len(part) >= training // processes
+
+
+def test_episodes_of_two_processes_are_those_of_one(directory):
+    """Each plays its own share; both decode all of them."""
+    arguments = (f"--config={EPISODES}", "--config.steps=2", "--config.warmstart.steps=0")
+    for processes in (1, 2):
+        train(directory, processes, f"episodes{processes}", *arguments).finish()
+    expected, found = rows(directory / "episodes1"), rows(directory / "episodes2")
+    assert len(found) == len(expected) == 3
+    assert expected[1]["episode/turns_mean"] > 1
+    for one, many in zip(expected, found, strict=True):
+        assert one.keys() == many.keys()
+        for name in one.keys() - {"phase", *NOISE}:
+            within = 1e-6 if one["step"] <= 1 else 1e-3
+            assert many[name] == pytest.approx(one[name], rel=within, abs=1e-7), name
+        assert many.get(NOISE[1], 0) < 1e-5
+    assert sampled(directory / "episodes2", 1) == {
+        group: samples
+        for group, samples in sampled(directory / "episodes1", 1).items()
+        if group in sampled(directory / "episodes2", 1)
+    }
 
 
 def test_only_the_first_process_writes_outside_the_checkpoints(whole):

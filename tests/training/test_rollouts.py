@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from mmrl import config as configs
+from mmrl import slime
 from mmrl.data import Example, Sample, Status
+from mmrl.environments import Episode, EpisodeConfig, StatusRule
+from mmrl.rewards.mixture import WeightedReward
+from mmrl.rewards.slime_functions import reward_function
 from mmrl.rollout import Rollout
 from mmrl.rollout.modes import ModeConfig, with_modes
 from mmrl.training.config import TrainConfig
@@ -18,6 +22,7 @@ from mmrl.training.rollouts import (
     keep_informative,
     reward_rollout,
     rollout_rows,
+    with_advantages,
 )
 
 
@@ -166,3 +171,82 @@ def test_rows_say_what_the_model_drew_and_which_samples_left_the_loss(config):
     assert [optional & row.keys() for row in rows] == [
         set(), set(), {"mode", "tools", "metrics"}, {"components"},
     ]  # fmt: skip
+
+
+def test_each_ending_counts_as_its_rule_says(config):
+    """Truncated: fixed reward, kept. Turn limit: in the mean only. Time limit: left out."""
+    rules = {
+        "truncated": StatusRule(reward=-1.0),
+        "turn_limit": StatusRule(counts="mean"),
+        "failed": StatusRule(reward=0.25),
+    }
+    config = replace(config, episodes=EpisodeConfig(statuses=rules))
+    groups = rollout(3, [[0, 0, 0, 0], [0, 0, 0, 0]]).replace(
+        metadata=(Example("a>", label="a"),) * 2,
+        status=np.asarray(
+            [
+                [Status.COMPLETED, Status.TRUNCATED, Status.TURN_LIMIT, Status.TIME_LIMIT],
+                [Status.COMPLETED] * 4,
+            ]
+        ),
+    )
+
+    def judge(sample):
+        if sample.index == 7:
+            raise KeyError("no reward")
+        return {0: 1.0, 2: 4.0, 3: 9.0}.get(sample.index, 0.5)
+
+    judged, _ = reward_rollout(groups, judge, config)
+    assert judged.reward.tolist() == [[1, -1, 4, 9], [0.5, 0.5, 0.5, 0.25]]
+    assert np.asarray(judged.mask).sum(axis=-1).tolist() == [[2, 2, 0, 0], [2, 2, 2, 2]]
+    advantages = with_advantages(judged, replace(config, advantage="group_centred"))
+    kept = np.asarray([1, -1, 4])
+    np.testing.assert_allclose(advantages.advantages[0, :3], kept - kept.mean(), rtol=1e-6)
+    assert advantages.advantages[0, 3] == 0
+    assert informative_groups(judged, config.episodes).tolist() == [True, True]
+
+
+def test_a_reward_sees_what_an_episodes_environment_gave(config):
+    example = Example("a>", label="a", metadata={"own": 1})
+    episodes = [
+        Episode(example, reward=0.5, answer="b", turns=3, metrics={"tools/calls": 2.0}),
+        Episode(example, reward=1.5),
+    ]
+    groups = rollout(3, [[0, 0]]).replace(metadata=(episodes,))
+    seen = []
+
+    def judge(sample):
+        seen.append((sample.index, sample.reward, sample.metadata))
+        return sample.reward + 1
+
+    judged, _ = reward_rollout(groups, judge, config)
+    assert judged.reward.tolist() == [[1.5, 2.5]]
+    first, second = sorted(seen, key=lambda one: one[0])
+    assert first[1:] == (
+        0.5,
+        {"own": 1, "answer": "b", "turns": 3, "metrics": {"tools/calls": 2.0}, "tools": None},
+    )
+    assert second[1] == 1.5 and second[2]["answer"] is None
+
+
+def test_rewards_that_grow_with_length_within_groups_are_measured(config):
+    """Responses of 1 and 2, 3 and 4 … letters: the reward is 1 for the longer of each group."""
+    _, longer = scored(config, lambda sample: float(sample.index % 2))
+    _, shorter = scored(config, lambda sample: float(sample.index % 2 == 0))
+    assert longer["reward/length_correlation"] == pytest.approx(1)
+    assert shorter["reward/length_correlation"] == pytest.approx(-1)
+
+
+def test_every_part_of_a_mixture_is_logged(config):
+    """Responses of 1 to 8 letters 'a': solved each, and less half of what repeats."""
+    parts = (
+        WeightedReward("oracles.copy_letter:score", name="copied"),
+        WeightedReward("rewards.letters_judge:long", 0.5, {"beyond": 4}),
+    )
+    config = replace(config, reward=parts)
+    judged, metrics = scored(config, reward_function(config.reward, slime.arguments(config)))
+    assert judged.reward.tolist() == [[1, 1], [1, 1], [0.5, 0.5], [0.5, 0.5]]
+    assert metrics["reward/copied"] == 1 and metrics["reward/solved"] == 1
+    assert metrics["reward/rewards.letters_judge.long"] == -0.5
+    with pytest.raises(ValueError, match="for a single reward"):
+        replace(config, group_reward=True)
