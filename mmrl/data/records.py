@@ -11,7 +11,8 @@ from mmrl.text import Tokenizer
 class Status(int, enum.Enum):
     """How a response or an episode ended: an int in arrays, slime's string as `.value`.
 
-    The limits that only episodes have (`mmrl.environments.EpisodeLimits`) are not slime's.
+    The limits that only episodes have (`mmrl.environments.EpisodeLimits`) and REPETITION, ended
+    early by `mmrl.rollout.sampling.RepetitionStop`, are not slime's.
 
     `Status(1)` and `Status("completed")` are both `Status.COMPLETED`.
     """
@@ -25,6 +26,7 @@ class Status(int, enum.Enum):
     TURN_TOKEN_LIMIT = 6, "turn_token_limit"
     TOOL_TIME_LIMIT = 7, "tool_time_limit"
     TIME_LIMIT = 8, "time_limit"
+    REPETITION = 9, "repetition"
 
     def __new__(cls, code: int, name: str) -> Self:
         member = int.__new__(cls, code)
@@ -77,6 +79,7 @@ class Sample:
     loss_mask          [R], 1 where a response token counts in the loss
     rollout_log_probs  [R], of the distribution that the token was drawn from
     remove_sample      set by a reward: the sample counts in its group and not in the loss
+    solved             whether its reward says so, once it has one; mmrl's own
 
     What functions written for slime read beside these is here too; slime's fields of its own
     engines (routed experts, weight versions, speculation) are not.
@@ -96,6 +99,7 @@ class Sample:
     status: Status = Status.PENDING
     metadata: dict[str, Any] = field(default_factory=dict)
     remove_sample: bool = False
+    solved: bool | None = None
     train_metadata: dict[str, Any] | None = None
 
     Status: ClassVar = Status

@@ -75,6 +75,7 @@ _LEFT_OUT = StatusRule(counts="nothing")
 STATUSES: Mapping[str, StatusRule] = {
     Status.COMPLETED.value: StatusRule(),
     Status.TRUNCATED.value: StatusRule(),
+    Status.REPETITION.value: StatusRule(),
     Status.TURN_LIMIT.value: StatusRule(),
     Status.TURN_TOKEN_LIMIT.value: StatusRule(),
     Status.TOOL_TIME_LIMIT.value: _LEFT_OUT,

@@ -127,6 +127,8 @@ async def _turns(
         if turn.support is not None:
             episode.supports.append(turn.support)
         episode.turns += 1
+        if turn.ending == "repetition":
+            return Status.REPETITION
         if turn.ending == "context" or (turn.ending == "length" and room <= limits.turn_tokens):
             return Status.TRUNCATED
         if turn.ending == "length":

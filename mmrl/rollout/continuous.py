@@ -32,12 +32,13 @@ from mmrl.rollout.rows import (
     read_rows,
     unstacked_layers,
 )
-from mmrl.rollout.sampling import SamplingConfig, support_size
+from mmrl.rollout.sampling import SamplingConfig, certain_streak, support_size
 from mmrl.rollout.streaming import LARGEST_PIECE, SMALLEST_PIECE
 from mmrl.sharding import Layout
 
-TurnEnding = Literal["stop", "length", "context", "cancelled"]
+TurnEnding = Literal["stop", "length", "context", "repetition", "cancelled"]
 STOP_IDS = 8  # a row's stop ids, padded to a multiple of this
+NEVER = 2**31 - 1
 READ_ROWS = 8  # at most so many rows read together, so that a long prompt does not hold up others
 
 
@@ -50,7 +51,8 @@ class Turn:
     model_logprobs, best    where asked for: of the untruncated model at temperature 1, the drawn
                     token's log-probability and the most probable ids with theirs, at each step
     ending          "stop" at a stop id, "length" at the limit of tokens, "context" where the row is
-                    full, "cancelled" where the reader of the tokens had enough
+                    full, "repetition" by `SamplingConfig.repetition_stop`, "cancelled" where the
+                    reader of the tokens had enough
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -126,6 +128,7 @@ class Request:
     row: int = -1  # the session's, which may be closed at any time
     turn: Turn = field(default_factory=Turn)
     supports: list[np.ndarray] = field(default_factory=list)
+    streak: int = 0  # see `certain_streak`; a turn begins anew
 
     @property
     def unread(self) -> int:
@@ -360,6 +363,9 @@ class ContinuousBatch:
             top_k=np.zeros(self.rows, np.int32),
             nucleus_size=np.ones(self.rows, np.int32),
             stop_ids=np.full(shape, -1, np.int32),
+            streak=np.zeros(self.rows, np.int32),
+            streak_limit=np.full(self.rows, NEVER, np.int32),
+            streak_logprob=np.zeros(self.rows, np.float32),
         )
         for request, session in zip(decoding, sessions, strict=True):
             row, sampling = request.row, session.sampling
@@ -372,6 +378,10 @@ class ContinuousBatch:
             inputs["top_p"][row], inputs["top_k"][row] = sampling.top_p, sampling.top_k
             inputs["nucleus_size"][row] = sampling.nucleus_size
             inputs["stop_ids"][row, : len(sampling.stop_ids)] = sampling.stop_ids
+            if sampling.repetition_stop is not None:
+                inputs["streak"][row] = request.streak
+                inputs["streak_limit"][row] = sampling.repetition_stop.tokens
+                inputs["streak_logprob"][row] = sampling.repetition_stop.logprob
         size = max(support_size(session.sampling) for session in sessions)
         if size:  # of few sizes, each of which is compiled once
             size = min(1 << (size - 1).bit_length(), self._vocabulary)
@@ -395,6 +405,10 @@ class ContinuousBatch:
             session.drawn += count
             turn.tokens += tokens
             turn.logprobs += new["logprobs"].tolist()
+            if session.sampling.repetition_stop is not None:
+                for logprob in new["logprobs"]:
+                    bound = session.sampling.repetition_stop.logprob
+                    request.streak = int(certain_streak(request.streak, logprob, bound))
             if session.sampling.truncates:
                 size = support_size(session.sampling)
                 request.supports.append(new["support"][:, :size])
@@ -409,8 +423,11 @@ class ContinuousBatch:
     def _finish(self, request: Request, count: int) -> None:
         """Ends the request's turn where it has ended."""
         session, turn = request.session, request.turn
+        repetition = session.sampling.repetition_stop
         if turn.tokens[-1] in session.sampling.stop_ids:
             turn.ending = "stop"
+        elif repetition is not None and request.streak >= repetition.tokens:
+            turn.ending = "repetition"
         elif len(turn.tokens) >= request.limit:
             turn.ending = "length"
         elif len(session.tokens) >= self.context:

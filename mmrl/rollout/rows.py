@@ -19,7 +19,7 @@ from flax import nnx
 from mmrl import sharding
 from mmrl.models import Cache, Decoder, DecoderConfig
 from mmrl.models.cache import LightningState
-from mmrl.rollout.sampling import draw_rows
+from mmrl.rollout.sampling import certain_streak, draw_rows
 from mmrl.sharding import Layout
 
 
@@ -34,6 +34,8 @@ class RowInputs:
     key_data     [B, …] uint32, the data of the row's random key
     temperature, top_p   [B] float32;  top_k, nucleus_size [B] int32, as in `SamplingConfig`
     stop_ids     [B, N] int32, -1 padded
+    streak       [B] int32, tokens up to the last that were more probable than the row's bound
+    streak_limit [B] int32, such tokens at which it stops;  streak_logprob [B] float32, the bound
     """
 
     token: Any
@@ -45,6 +47,9 @@ class RowInputs:
     top_k: Any
     nucleus_size: Any
     stop_ids: Any
+    streak: Any
+    streak_limit: Any
+    streak_logprob: Any
 
 
 class RowSettings(NamedTuple):
@@ -163,7 +168,7 @@ def _decode(graphdef, params, layers, cache, inputs: RowInputs, running, setting
         return (step < settings.steps) & (jnp.sum(left > 0) >= running)
 
     def decode(carry):
-        step, token, left, cache, outputs = carry
+        step, token, left, streak, cache, outputs = carry
         runs = left > 0
         segments = runs[:, None].astype(jnp.int32)
         logits, cache = model(token[:, None], segment_ids=segments, cache=cache, layers=layers)
@@ -185,9 +190,11 @@ def _decode(graphdef, params, layers, cache, inputs: RowInputs, running, setting
             new["best_logprobs"], new["best_ids"] = jax.lax.top_k(normalised, settings.best)
             new["model_logprobs"] = jnp.take_along_axis(normalised, drawn[:, None], axis=1)[:, 0]
         outputs = jax.tree.map(lambda buffer, x: buffer.at[step].set(x), outputs, new)
+        streak = certain_streak(streak, logprob, inputs.streak_logprob)
         stopped = jnp.any(token[:, None] == inputs.stop_ids, axis=1)
+        stopped |= streak >= inputs.streak_limit
         left = jnp.where(stopped, 0, jnp.maximum(left - 1, 0))
-        return step + 1, token, left, cache, outputs
+        return step + 1, token, left, streak, cache, outputs
 
     def buffer(dtype, *shape):
         return jnp.zeros((settings.steps, rows, *shape), dtype)
@@ -203,6 +210,7 @@ def _decode(graphdef, params, layers, cache, inputs: RowInputs, running, setting
         outputs["best_logprobs"] = buffer(jnp.float32, settings.best)
         outputs["best_ids"] = buffer(jnp.int32, settings.best)
         outputs["model_logprobs"] = buffer(jnp.float32)
-    carry = (jnp.zeros((), jnp.int32), inputs.token, inputs.left, cache, outputs)
+    start = jnp.zeros((), jnp.int32)
+    carry = (start, inputs.token, inputs.left, inputs.streak, cache, outputs)
     *_, cache, outputs = jax.lax.while_loop(unfinished, decode, carry)
     return cache, outputs

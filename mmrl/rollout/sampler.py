@@ -21,7 +21,7 @@ from mmrl import sharding
 from mmrl.data.records import Status
 from mmrl.models import Cache, Decoder
 from mmrl.rollout.rollout import Rollout
-from mmrl.rollout.sampling import SamplingConfig, draw
+from mmrl.rollout.sampling import SamplingConfig, certain_streak, draw
 from mmrl.sharding import Layout
 
 Array = jax.Array | np.ndarray
@@ -67,6 +67,7 @@ def generate(
     seeds: Array | None = None,
     max_new_tokens: Array | None = None,
     temperatures: Array | None = None,
+    streaks: Array | None = None,
     layout: Layout = "train",
 ) -> Rollout:
     """Samples `sampling.group_size` responses for each prompt.
@@ -78,10 +79,13 @@ def generate(
         batch it sits in.
       max_new_tokens: [P, G] int32 limits below `sampling.max_new_tokens`, where rows differ.
       temperatures: [P] float32, positive, in place of `sampling.temperature`, where prompts differ.
+      streaks: [P, G] int32, where the responses continue others: the tokens at the end of each that
+        `sampling.repetition_stop` counts already.
       layout: where the model's parameters lie on the mesh (`mmrl.sharding`).
 
     Returns: a `Rollout` with reward and advantages 0 and status COMPLETED where a stop token ended
-    the response (the stop token is part of it) and TRUNCATED where the limit did.
+    the response (the stop token is part of it), TRUNCATED where the limit did, and REPETITION where
+    `sampling.repetition_stop` did.
     """
     tokens, lengths = prompts if isinstance(prompts, tuple) else pad_prompts(prompts)
     shape = (tokens.shape[0], sampling.group_size)
@@ -93,7 +97,7 @@ def generate(
     arrays = (params, tokens, lengths, seeds, max_new_tokens, rng)
     if temperatures is not None:
         sampling = dataclasses.replace(sampling, temperature=1.0)
-    return _generate(graphdef, *arrays, sampling, layout, temperatures)
+    return _generate(graphdef, *arrays, sampling, layout, temperatures, streaks)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "sampling", "layout"))
@@ -108,14 +112,24 @@ def _generate(
     sampling,
     layout,
     temperatures=None,
+    streaks=None,
 ):
     arrays = (prompt_tokens, prompt_lengths, seeds, limits, rng)
     with sharding.layout(layout):
-        return _sample(graphdef, params, *arrays, sampling, temperatures)
+        return _sample(graphdef, params, *arrays, sampling, temperatures, streaks)
 
 
 def _sample(
-    graphdef, params, prompt_tokens, prompt_lengths, seeds, limits, rng, sampling, temperatures
+    graphdef,
+    params,
+    prompt_tokens,
+    prompt_lengths,
+    seeds,
+    limits,
+    rng,
+    sampling,
+    temperatures,
+    streaks,
 ):
     model = nnx.merge(graphdef, params)
     (rows, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
@@ -128,13 +142,14 @@ def _sample(
     stop_ids = jnp.asarray(sampling.stop_ids, jnp.int32)
     limits = jnp.minimum(limits.reshape(batch), length)
     tempered = None if temperatures is None else jnp.repeat(temperatures, group)[:, None]
+    repetition = sampling.repetition_stop
 
     def unfinished(carry):
         step, status, *_ = carry
         return (step < length) & jnp.any(status == Status.PENDING)
 
     def decode(carry):
-        step, status, token, cache, outputs = carry
+        step, status, token, cache, outputs, streak = carry
         running = status == Status.PENDING
         segments = running[:, None].astype(jnp.int32)
         logits, cache = model(token[:, None], segment_ids=segments, cache=cache, layers=layers)
@@ -150,8 +165,13 @@ def _sample(
         )
         stopped = jnp.isin(token, stop_ids)
         ended = jnp.where(stopped, Status.COMPLETED, Status.TRUNCATED)
-        status = jnp.where(running & (stopped | (step + 1 >= limits)), ended, status)
-        return step + 1, status, token, cache, outputs
+        ends = stopped | (step + 1 >= limits)
+        if repetition is not None:
+            streak = certain_streak(streak, logprob, repetition.logprob)
+            repeats = (streak >= repetition.tokens) & ~stopped
+            ended, ends = jnp.where(repeats, Status.REPETITION, ended), ends | repeats
+        status = jnp.where(running & ends, ended, status)
+        return step + 1, status, token, cache, outputs, streak
 
     outputs = {
         "tokens": jnp.zeros((length, batch), jnp.int32),
@@ -162,8 +182,11 @@ def _sample(
         kept = min(sampling.top_k or sampling.nucleus_size, model.config.vocab_size)
         outputs["support"] = jnp.full((length, batch, kept), -1, jnp.int32)
     status = jnp.where(limits > 0, Status.PENDING, Status.TRUNCATED).astype(jnp.int32)
-    carry = (jnp.zeros((), jnp.int32), status, jnp.repeat(last, group), cache, outputs)
-    _, status, _, _, outputs = jax.lax.while_loop(unfinished, decode, carry)
+    streak = None
+    if repetition is not None:
+        streak = jnp.zeros(batch, jnp.int32) if streaks is None else streaks.reshape(batch)
+    carry = (jnp.zeros((), jnp.int32), status, jnp.repeat(last, group), cache, outputs, streak)
+    _, status, _, _, outputs, _ = jax.lax.while_loop(unfinished, decode, carry)
     outputs = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, group, length, *x.shape[2:]), outputs
     )

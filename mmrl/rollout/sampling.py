@@ -6,12 +6,40 @@ unchanged policy differ from 1. So the sampler keeps the ids of the survivors (t
 trainer normalises over the same ids (`Decoder.token_logprobs`).
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BLOCK_IDS = 256  # near the root of a vocabulary's size, so that both picks are short
+
+
+@dataclass(frozen=True)
+class RepetitionStop:
+    """Ends a response after `tokens` consecutive tokens, each of a probability above `probability`.
+
+    MiniMax-M1 (arXiv 2506.13585): once a model repeats itself each of its tokens
+    becomes nearly certain, whatever the pattern; 3,000 tokens above 0.99 end the generation. The
+    paper does not say of which distribution the probability is. Here it is that of the drawn token
+    in the distribution that it was drawn from: its behaviour log-probability.
+    """
+
+    tokens: int = 3000
+    probability: float = 0.99
+
+    def __post_init__(self):
+        if self.tokens < 1 or not 0 < self.probability < 1:
+            raise ValueError(
+                "repetition_stop needs tokens of at least 1 and a probability in (0, 1), got "
+                f"{self.tokens} and {self.probability}"
+            )
+
+    @property
+    def logprob(self) -> np.float32:
+        """The bound as log-probabilities are compared with it, on device and host alike."""
+        return np.float32(math.log(self.probability))
 
 
 @dataclass(frozen=True)
@@ -21,7 +49,7 @@ class SamplingConfig:
     `group_size` responses of at most `max_new_tokens` for each prompt. `temperature` 0 is greedy.
     `top_k` 0 and `top_p` 1 switch truncation off; together, top-p acts on what top-k left,
     renormalised. `nucleus_size` bounds the support that top-p alone may keep: the nucleus is cut to
-    that many tokens, and the renormalisation counts only those.
+    that many tokens, and the renormalisation counts only those. `repetition_stop` None is off.
     """
 
     group_size: int = 8
@@ -31,6 +59,7 @@ class SamplingConfig:
     top_k: int = 0
     nucleus_size: int = 128
     stop_ids: tuple[int, ...] = ()
+    repetition_stop: RepetitionStop | None = None
 
     def __post_init__(self):
         for name in ("group_size", "max_new_tokens", "nucleus_size"):
@@ -47,6 +76,11 @@ class SamplingConfig:
     def truncates(self) -> bool:
         """Whether a token's support is smaller than the vocabulary."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+
+def certain_streak(streak, logprobs, bound):
+    """Consecutive tokens up to these that are more probable than the bound, from those before."""
+    return (streak + 1) * (logprobs > bound)
 
 
 def support_size(sampling: SamplingConfig) -> int:

@@ -9,7 +9,7 @@ from mmrl.data import Example, Sample, Status, prompt_tokens
 from mmrl.errors import UserError
 from mmrl.text import CharTokenizer
 
-CODES = {  # slime's, and the limits that only episodes have
+CODES = {  # slime's, the limits that only episodes have, and the early stop
     "pending": 0,
     "completed": 1,
     "truncated": 2,
@@ -19,6 +19,7 @@ CODES = {  # slime's, and the limits that only episodes have
     "turn_token_limit": 6,
     "tool_time_limit": 7,
     "time_limit": 8,
+    "repetition": 9,
 }
 
 
@@ -28,7 +29,7 @@ def test_status_is_an_int_in_arrays_and_a_string_as_value():
         assert Status(name) is Status(code) is Status(np.int32(code)) is Status[name.upper()]
         assert pickle.loads(pickle.dumps(Status(code))) is Status(code)
     with pytest.raises(ValueError):
-        Status(9)
+        Status(10)
     array = jnp.where(jnp.arange(3) > 1, Status.TRUNCATED, Status.COMPLETED)
     assert array.tolist() == [1, 1, 2]
     assert (array == Status.TRUNCATED).tolist() == [False, False, True]

@@ -10,10 +10,12 @@ import pytest
 from flax import nnx
 from oracles.small_models import HYBRID
 
+from mmrl.data import Status
 from mmrl.errors import UserError
 from mmrl.models import Decoder
 from mmrl.rollout import SamplingConfig, generate
 from mmrl.rollout.continuous import ContinuousBatch
+from mmrl.rollout.sampling import RepetitionStop
 
 CONFIG = dataclasses.replace(
     HYBRID, vocab_size=29, num_layers=2, layer_pattern=("lightning", "softmax"), num_experts=0
@@ -27,6 +29,12 @@ SETTINGS = {
     "top-k": dataclasses.replace(PLAIN, top_k=4),
     "top-k and top-p": dataclasses.replace(PLAIN, temperature=1.2, top_k=7, top_p=0.9),
     "top-p": dataclasses.replace(PLAIN, temperature=0.7, top_p=0.8),
+    "repetition": dataclasses.replace(PLAIN, repetition_stop=RepetitionStop(3, 0.04)),
+}
+ENDINGS = {
+    Status.COMPLETED: "stop",
+    Status.TRUNCATED: "length",
+    Status.REPETITION: "repetition",
 }
 KEY = jax.random.key(3)
 
@@ -82,11 +90,13 @@ def test_sequences_that_share_few_rows_are_those_of_generate(name, model):
         np.testing.assert_allclose(
             turn.logprobs, expected.behaviour_logprobs[p, g, :length], atol=2e-5
         )
-        assert turn.ending == ("stop" if turn.tokens[-1] in sampling.stop_ids else "length")
+        assert turn.ending == ENDINGS[Status(int(expected.status[p, g]))]
         if sampling.truncates:
             for found, wanted in zip(turn.support, expected.support[p, g], strict=False):
                 assert set(found[found >= 0]) == set(wanted[wanted >= 0].tolist())
-    assert 0.5 < batch.occupancy <= 1
+    assert 0.4 < batch.occupancy <= 1
+    repeated = np.asarray(expected.status) == Status.REPETITION
+    assert repeated.any() == (sampling.repetition_stop is not None)
 
 
 def test_rows_with_settings_of_their_own_draw_what_they_draw_alone(model):

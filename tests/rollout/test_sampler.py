@@ -14,6 +14,7 @@ from mmrl.data.records import Status
 from mmrl.models import Decoder
 from mmrl.rollout import SamplingConfig, generate, score
 from mmrl.rollout.sampler import _generate, pad_prompts
+from mmrl.rollout.sampling import RepetitionStop
 
 CONFIG = dataclasses.replace(HYBRID, vocab_size=29, num_layers=4)
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10], [11, 12, 13, 14, 15, 16, 17]]
@@ -162,3 +163,43 @@ def test_prompts_with_temperatures_of_their_own_are_as_if_each_had_been_alone(se
     # The temperatures matter: the same rows at another one draw other tokens.
     other = generate(model, PROMPTS, sampling, key, temperatures=temperatures[::-1])
     assert (np.asarray(other.tokens) != np.asarray(mixed.tokens)).any()
+
+
+def streak_ends(logprobs: np.ndarray, tokens: int, probability: float) -> int | None:
+    """Index of the token that completes a streak, by a plain loop."""
+    streak = 0
+    for t, logprob in enumerate(logprobs):
+        streak = streak + 1 if np.exp(logprob) > probability else 0
+        if streak == tokens:
+            return t
+    return None
+
+
+def test_a_response_ends_at_the_first_streak_of_certain_tokens(model):
+    """Drawn tokens are the same with and without; only where they end differs."""
+    endless = dataclasses.replace(SAMPLING, max_new_tokens=24, stop_ids=(1,))
+    whole = generate(model, PROMPTS, endless, jax.random.key(2))
+    stop = RepetitionStop(tokens=3, probability=0.04)
+    early = generate(
+        model, PROMPTS, dataclasses.replace(endless, repetition_stop=stop), jax.random.key(2)
+    )
+    ended = 0
+    for index in np.ndindex(4, 3):
+        length = int(whole.lengths[index])
+        place = streak_ends(whole.behaviour_logprobs[index][:length], 3, 0.04)
+        by_stop_token = place == length - 1 and whole.status[index] == Status.COMPLETED
+        if place is None or by_stop_token:
+            assert early.status[index] == whole.status[index] and early.lengths[index] == length
+        else:
+            ended += 1
+            assert early.status[index] == Status.REPETITION and early.lengths[index] == place + 1
+        kept = int(early.lengths[index])
+        assert early.tokens[index][:kept].tolist() == whole.tokens[index][:kept].tolist()
+        assert early.mask[index].sum() == kept
+    assert 0 < ended < 12
+
+
+@pytest.mark.parametrize("settings", [dict(tokens=0), dict(probability=1.0)])
+def test_an_impossible_repetition_stop_is_refused(settings):
+    with pytest.raises(ValueError, match="repetition_stop needs"):
+        RepetitionStop(**settings)
