@@ -42,16 +42,10 @@ def read_examples(
     Blank lines of a .jsonl file are not rows. Raises `UserError` for the first bad row, with its
     line (.jsonl) or row (.parquet) counted from 1, the field, and the remedy.
     """
-    path, rows = split_slice(source)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{source}: expected a file that ends in {' or '.join(SUFFIXES)}")
-    if not path.is_file():
-        beside = [str(file) for file in path.parent.glob("*") if file.suffix in SUFFIXES]
-        raise UserError(f"no data file {path}.{nearest(str(path), beside)}")
+    path, _ = split_slice(source)
     keys = [key for key in (input_key, label_key, metadata_key, tool_key) if key]
-    read = _read_jsonl(path, rows) if path.suffix == ".jsonl" else _read_parquet(path, rows, keys)
     examples = []
-    for number, row in read:
+    for number, row in read_rows(source, keys):
         place = f"{path}:{number}"
         prompt = _required(row, input_key, "input_key", place)
         label = None if label_key is None else _required(row, label_key, "label_key", place)
@@ -63,6 +57,20 @@ def read_examples(
     if not examples:
         raise UserError(f"{source} selects no rows")
     return examples
+
+
+def read_rows(source: str, keys: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line or row number, fields) of every row of `source`; of a .parquet file only `keys`.
+
+    Raises `UserError` for a file that is not there or not of these kinds.
+    """
+    path, rows = split_slice(source)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{source}: expected a file that ends in {' or '.join(SUFFIXES)}")
+    if not path.is_file():
+        beside = [str(file) for file in path.parent.glob("*") if file.suffix in SUFFIXES]
+        raise UserError(f"no data file {path}.{nearest(str(path), beside)}")
+    return _read_jsonl(path, rows) if path.suffix == ".jsonl" else _read_parquet(path, rows, keys)
 
 
 def _read_jsonl(path: Path, rows: slice) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -77,7 +85,9 @@ def _read_jsonl(path: Path, rows: slice) -> Iterator[tuple[int, dict[str, Any]]]
         yield number, row
 
 
-def _read_parquet(path: Path, rows: slice, keys: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_parquet(
+    path: Path, rows: slice, keys: list[str] | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -88,7 +98,7 @@ def _read_parquet(path: Path, rows: slice, keys: list[str]) -> Iterator[tuple[in
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path} is not a parquet file: {error}") from None
     columns = file.schema_arrow.names
-    present = [key for key in keys if key in columns]
+    present = [key for key in keys or columns if key in columns]
     selected = range(file.metadata.num_rows)[rows]
     table = file.read(columns=present).slice(selected.start, len(selected))
     absent = dict.fromkeys(columns)

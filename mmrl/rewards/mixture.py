@@ -92,6 +92,11 @@ def mixture(parts: Sequence[WeightedReward] | Mapping[str, float]) -> Reward:
     return reward
 
 
+def by_part(rewards: Sequence[Reward]) -> Reward:
+    """For each sample the reward of its part of the data, `metadata["part"]` as the index."""
+    return lambda sample: rewards[sample.metadata["part"]](sample)
+
+
 def _with_settings(part: WeightedReward) -> Reward:
     function = resolve(part.path)
     try:
