@@ -1,17 +1,17 @@
-"""Batches of examples for rollouts and of token rows for the supervised warm start.
+"""Batches of examples for rollouts and of token rows for the supervised phases.
 
 Iterators are grain's: `get_state()` is a small JSON value, `set_state()` resumes at the next batch.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import grain
 import numpy as np
-from grain.experimental import FirstFitPackIterDataset
+from grain.experimental import ConcatThenSplitIterDataset, FirstFitPackIterDataset
 
 from mmrl.data.bfcl import bfcl_examples
 from mmrl.data.files import read_examples
@@ -129,14 +129,17 @@ def example_batches(
     part after another's, and so is the state. Raises `UserError` if `batch_size` cannot be shared
     equally.
     """
-    stream = _stream(config, batch_size, process_index, process_count)
+    stream = _stream([(config, 1.0)], batch_size, process_index, process_count)
     local = batch_size // process_count
     # Without drop_remainder grain rounds the length of the endless stream up, beyond an int.
     return iter(_iterate(stream.batch(local, drop_remainder=True, batch_fn=list)))
 
 
+Sources = Sequence[tuple[DataConfig, float]]
+
+
 def supervised_batches(
-    config: DataConfig,
+    data: DataConfig | Sources,
     tokenizer: Tokenizer,
     *,
     batch_size: int,
@@ -152,8 +155,9 @@ def supervised_batches(
     label that is a list of texts is an episode: what the model says, what comes back, and so on;
     its own turns alone are targets.
 
-    Takes the examples of `example_batches` in the same order, one a row, or with `pack` as many as
-    fit, first fit. Shapes never change; B = `batch_size` / `process_count`, T = `length`:
+    Takes the examples of `example_batches` in the same order, or those of several sources mixed by
+    their weights, one a row, or with `pack` as many as fit, first fit. Shapes never change;
+    B = `batch_size` / `process_count`, T = `length`:
         tokens       [B, T] int32, padded on the right with `tokenizer.pad_id`
         mask         [B, T] float32, 1 where the token is a target: the label and the end token
         segment_ids  [B, T] int32, 1, 2, … for the examples of a row, 0 for padding
@@ -169,7 +173,7 @@ def supervised_batches(
     example is never a target. Raises `UserError` for an example that is longer than `length` (none
     is cut or dropped), has no label to learn, or an empty prompt.
     """
-    stream = _stream(config, batch_size, process_index, process_count, prepare)
+    stream = _stream(_sources(data), batch_size, process_index, process_count, prepare)
     rows = FirstFitPackIterDataset(
         _iterate(stream.map(lambda example: _token_row(example, tokenizer, length))),
         length_struct={"tokens": length, "mask": length},
@@ -179,6 +183,41 @@ def supervised_batches(
         max_sequences_per_bin=None if pack else 1,
     )
     return iter(rows.map(_rename).batch(batch_size // process_count))
+
+
+def document_batches(
+    data: DataConfig | Sources,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    length: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless iterator of rows of whole texts, each with its end, for continual pretraining.
+
+    Arrays as in `supervised_batches`. Texts stand one after another in rows that are full: where a
+    row ends a text is cut and goes on in the next row, there without what came before. Every token
+    is a target but the first of a text. Raises `UserError` for a prompt that is no text.
+    """
+    stream = _stream(_sources(data), batch_size, process_index, process_count)
+    rows = ConcatThenSplitIterDataset(
+        _iterate(stream.map(lambda example: _document(example, tokenizer))),
+        length_struct={"tokens": length, "mask": length},
+    )
+    return iter(rows.map(_rename).batch(batch_size // process_count))
+
+
+def _sources(data: DataConfig | Sources) -> Sources:
+    return [(data, 1.0)] if isinstance(data, DataConfig) else data
+
+
+def _document(example: Example, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    if not isinstance(example.prompt, str):
+        raise UserError(f"pretraining needs texts, got the messages {example.prompt!r}")
+    tokens = [*tokenizer.encode(example.prompt), tokenizer.eos_id]
+    mask = [0.0] + [1.0] * (len(tokens) - 1)
+    return {"tokens": np.asarray(tokens, np.int32), "mask": np.asarray(mask, np.float32)}
 
 
 def _with_prompt(example: Example, config: DataConfig) -> Example:
@@ -195,7 +234,7 @@ def _with_prompt(example: Example, config: DataConfig) -> Example:
 
 
 def _stream(
-    config: DataConfig,
+    sources: Sources,
     batch_size: int,
     process_index: int,
     process_count: int,
@@ -208,16 +247,22 @@ def _stream(
         )
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index must be from 0 to {process_count - 1}, got {process_index}")
-    epoch = examples(config)
-    if config.shuffle:
-        epoch = epoch.shuffle(seed=config.seed)
-    stream = epoch.repeat()
+    streams = [_endless(config) for config, _ in sources]
+    stream = streams[0]
+    if len(streams) > 1:
+        stream = grain.MapDataset.mix(streams, weights=[weight for _, weight in sources])
     if prepare is not None:
         stream = stream.map_with_index(prepare)
     if process_count == 1:
         return stream
     size = batch_size // process_count
     return grain.MapDataset.source(_Share(stream, size, process_index * size, batch_size))
+
+
+def _endless(config: DataConfig) -> grain.MapDataset:
+    """Epoch after epoch of a source, each in an order of its own."""
+    epoch = examples(config)
+    return (epoch.shuffle(seed=config.seed) if config.shuffle else epoch).repeat()
 
 
 @dataclass(frozen=True)

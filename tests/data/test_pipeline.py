@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from mmrl.config import from_dict, to_dict
 from mmrl.data import DataConfig, example_batches, examples, supervised_batches
+from mmrl.data.pipeline import document_batches
+from mmrl.errors import UserError
 from mmrl.text import CharTokenizer
 
 TOKENIZER = CharTokenizer()
@@ -265,3 +267,60 @@ def test_a_config_refuses_values_that_mean_nothing(settings, message):
 def test_batches_that_processes_cannot_share_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         example_batches(SUMS, **sizes)
+
+
+def document_file(path, texts: list[str]) -> DataConfig:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return DataConfig(source=str(path), input_key="text", shuffle=False)
+
+
+def test_documents_fill_rows_one_after_another_and_go_on_in_the_next(tmp_path):
+    """Unpacked again, the rows are the texts with their ends, in order."""
+    texts = ["abc", "d" * 23, "ef", "g", "hijklmn"]
+    data = document_file(tmp_path / "texts.jsonl", texts)
+    iterator = document_batches(data, TOKENIZER, batch_size=2, length=8)
+    batches = [next(iterator) for _ in range(4)]
+    tokens = np.concatenate([batch["tokens"].ravel() for batch in batches])
+    expected = [t for text in texts * 3 for t in [*TOKENIZER.encode(text), TOKENIZER.eos_id]]
+    assert tokens.tolist() == expected[: len(tokens)]
+    firsts = np.cumsum([0] + [len(text) + 1 for text in texts * 3])
+    mask = np.concatenate([batch["mask"].ravel() for batch in batches])
+    assert np.flatnonzero(mask == 0).tolist() == [i for i in firsts if i < len(tokens)]
+    for row, positions, segments in zip(
+        *(batches[0][name] for name in ("tokens", "positions", "segment_ids")), strict=True
+    ):
+        ends = np.flatnonzero(row == TOKENIZER.eos_id)
+        assert segments.tolist() == [1 + int((ends < t).sum()) for t in range(8)]
+        assert (positions[0], segments[0]) == (0, 1)
+
+
+def test_document_rows_continue_exactly_from_their_state(tmp_path):
+    data = document_file(tmp_path / "texts.jsonl", ["abc", "d" * 23, "ef", "g", "hijklmn"])
+    iterator = document_batches(data, TOKENIZER, batch_size=1, length=8)
+    for _ in range(3):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    other = document_batches(data, TOKENIZER, batch_size=1, length=8)
+    other.set_state(state)
+    for _ in range(6):
+        assert_equal([next(iterator)], [next(other)])
+
+
+def test_sources_mix_by_their_weights(tmp_path):
+    """Three to one, in any long stretch and exactly over four."""
+    sources = [
+        (document_file(tmp_path / "a.jsonl", ["aaa"]), 3.0),
+        (document_file(tmp_path / "b.jsonl", ["bbb"]), 1.0),
+    ]
+    iterator = document_batches(sources, TOKENIZER, batch_size=2, length=16)
+    tokens = np.concatenate([next(iterator)["tokens"].ravel() for _ in range(4)])
+    a, b = ((tokens == TOKENIZER.encode(letter)[0]).sum() for letter in "ab")
+    assert (a, b) == (3 * 24, 3 * 8)
+
+
+def test_pretraining_needs_texts(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"text": [{"role": "user", "content": "x"}]}) + "\n")
+    data = DataConfig(source=str(path), input_key="text")
+    with pytest.raises(UserError, match="pretraining needs texts"):
+        next(document_batches(data, TOKENIZER, batch_size=1, length=8))
