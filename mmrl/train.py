@@ -1,4 +1,4 @@
-"""Trains a policy: a supervised warm start, then reinforcement learning on its own rollouts.
+"""Trains a policy: supervised phases, then reinforcement learning on its own rollouts.
 
     python -m mmrl.train --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags, logging
 
 from mmrl import config as configs
@@ -41,17 +40,20 @@ from mmrl.training.config import TrainConfig
 from mmrl.training.episodes import sample_episodes
 from mmrl.training.flops import peak_flops, step_flops
 from mmrl.training.interrupts import stop_requests
+from mmrl.training.off_policy import is_fresh, staleness_metrics
 from mmrl.training.optimizer import check_skips, learning_rate, skips
-from mmrl.training.rollouts import (
-    filtered,
-    keep_informative,
-    reward_rollout,
-    rollout_metrics,
-    rollout_rows,
-    with_advantages,
-)
+from mmrl.training.pool import Pool
+from mmrl.training.rollouts import reward_rollout, rollout_rows
 from mmrl.training.run import Run
-from mmrl.training.update import merge_updates, policy_update, score_logprobs, supervised_update
+from mmrl.training.update import (
+    Metrics,
+    merge_updates,
+    policy_update,
+    score_logprobs,
+    supervised_update,
+)
+
+Round = tuple[Rollout, dict[str, float]]  # responses, and what episodes measured
 
 _CONFIG = flags.DEFINE_string("config", None, "Config file: Python with get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -63,7 +65,10 @@ flags.adopt_module_key_flags(distributed)
 
 def train(config: TrainConfig, workdir: Path) -> bool:
     """Runs or continues the run in `workdir`; False if it was asked to stop before its end."""
-    phases = (("warmstart", config.warmstart.steps, supervised_step), ("rl", config.steps, rl_step))
+    phases = [
+        (phase, steps, rl_step if phase == "rl" else supervised_step)
+        for phase, steps in config.phases.items()
+    ]
     with user_mistakes():
         mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh), stop_requests() as stop:
@@ -120,42 +125,71 @@ def run_phase(
 def rl_step(run: Run, step: int) -> dict[str, Any]:
     """Draw prompts, roll out, score, compute advantages, update."""
     start = time.perf_counter()
-    rollout, metrics = collect_rollout(run, jax.random.fold_in(run.state.key, step))
+    rollout, metrics = drawn_ahead(run, step) or draw_now(run, step)
     rollout_end = time.perf_counter()
-    metrics |= update_policy(run, rollout)
+    ahead = begin_ahead(run, step + 1)
+    updates = update_policy(run, rollout)
+    if ahead is not None:  # the device updates while the host judges
+        run.carry.ahead = collect_rollout(run, step + 1, *ahead)
+    metrics |= update_metrics(run, rollout, updates)
     metrics |= throughput_metrics(run, rollout, start, rollout_end)
     if run.primary and step % run.config.rollouts_interval == 0:
         write_rollouts(run.workdir, step, rollout_rows(rollout, step, run.config.tokenizer))
-    return metrics
+    return metrics | run.follow_stages(metrics)
 
 
-def collect_rollout(run: Run, key: jax.Array) -> tuple[Rollout, dict[str, Any]]:
+def draw_now(run: Run, step: int) -> tuple[Rollout, dict[str, Any]]:
+    """The step's rollout by the weights as they stand."""
+    with run.decoding() as model:
+        rollout, metrics = collect_rollout(run, step, model)
+    return rollout, metrics | {"time/reshard_seconds": run.reshard_seconds}
+
+
+def drawn_ahead(run: Run, step: int) -> tuple[Rollout, dict[str, Any]] | None:
+    """The step's rollout where the step before has drawn it already."""
+    return run.carry.take_ahead(step - 1, run.config.sampling.max_new_tokens)
+
+
+def begin_ahead(run: Run, step: int) -> tuple[Decoder, Round] | None:
+    """Starts to draw the rollout of `step`, the next, with the weights before this step's update.
+
+    Nothing waits for it, so that its judging overlaps with the update. None where this is off.
+    """
+    if not run.config.off_policy.overlap or step > run.config.steps:
+        return None
+    model = run.snapshot()
+    return model, draw_round(run, step, model, 0)
+
+
+def collect_rollout(
+    run: Run, step: int, model: Decoder, first: Round | None = None
+) -> tuple[Rollout, dict[str, Any]]:
     """The step's rollout with rewards and advantages, drawn again while groups lack information.
 
-    The metrics are means over all that was drawn, so that dynamic sampling does not colour them.
+    `first` is its first round where that was drawn ahead, a step before, as all of it is then;
+    groups that earlier steps left come before it.
     """
-    config, prompts = run.config, run.config.prompts_per_step
-    parts: list[Rollout] = []
-    chosen: list[np.ndarray] = []
-    rounds: list[dict[str, float]] = []
-    informative = 0
-    with run.decoding() as model:
-        while informative < prompts and len(parts) < config.dynamic_sampling_rounds:
-            round_key = jax.random.fold_in(key, len(parts))
-            batch = next(run.iterators["rl"])
-            batch = with_modes(batch, config.modes, first=jax.process_index() * len(batch))
-            sampled, played = sample(model, batch, config, config.sampling, round_key)
-            scored, metrics = reward_rollout(sampled, run.reward, config)
-            scored, kept = filtered(scored, run.keep, config.episodes)
-            parts.append(scored)
-            chosen.append(kept)
-            rounds.append(played | metrics | rollout_metrics(scored))
-            informative += int(kept.sum())
-    names = dict.fromkeys(name for metrics in rounds for name in metrics)
-    means = {name: float(np.mean([r[name] for r in rounds if name in r])) for name in names}
-    means["reward/informative"] = informative / (len(parts) * prompts)
-    means["time/reshard_seconds"] = run.reshard_seconds
-    return with_advantages(keep_informative(parts, prompts, chosen), config), means
+    pool = Pool(run, step, version=step - 1 if first is None else step - 2)
+    pool.take_up_earlier(model)
+    if first is not None:
+        pool.add(*first)
+    while pool.lacks:
+        pool.add(*draw_round(run, step, model, pool.rounds))
+    pool.fill(model)
+    return pool.batch()
+
+
+def draw_round(run: Run, step: int, model: Decoder, number: int) -> Round:
+    """Round `number` of a step: responses to new prompts, or as much of them as a step draws."""
+    config = run.config
+    batch = run.prompts.draw(step)
+    batch = with_modes(batch, config.modes, first=jax.process_index() * len(batch))
+    sampling = config.sampling
+    if config.off_policy.partial_tokens is not None:
+        tokens = min(config.off_policy.partial_tokens, sampling.max_new_tokens)
+        sampling = replace(sampling, max_new_tokens=tokens)
+    key = jax.random.fold_in(jax.random.fold_in(run.state.key, step), number)
+    return sample(model, batch, config, sampling, key)
 
 
 def sample(
@@ -186,8 +220,8 @@ def sample(
     return rollout.replace(metadata=tuple(metadata)), {}
 
 
-def update_policy(run: Run, rollout: Rollout) -> dict[str, float]:
-    """The optimizer steps of one rollout, each on its share of the prompts."""
+def update_policy(run: Run, rollout: Rollout) -> list[Metrics]:
+    """The optimizer steps of one rollout, each on its share of the prompts; does not wait."""
     config, state = run.config, run.state
     shared: dict[str, Any] = dict(
         frozen=state.frozen, graphdef=run.graphdef, temperature=config.sampling.temperature
@@ -214,13 +248,23 @@ def update_policy(run: Run, rollout: Rollout) -> dict[str, float]:
         )
         updates.append(metrics)
     run.state = replace(state, params=params, opt_state=opt_state)
-    return merge_updates(jax.device_get(updates)) | optimizer_metrics(run)
+    return updates
+
+
+def update_metrics(run: Run, rollout: Rollout, updates: list[Metrics]) -> dict[str, float]:
+    """What the updates report, and how old the tokens were that they trained on."""
+    metrics = merge_updates(jax.device_get(updates)) | optimizer_metrics(run)
+    if rollout.staleness is None:
+        return metrics
+    if not is_fresh(rollout, len(updates)):  # nothing was drawn and scored by the same weights
+        metrics = {k: v for k, v in metrics.items() if not k.startswith("logprob/")}
+    return metrics | staleness_metrics(rollout)
 
 
 def supervised_step(run: Run, step: int) -> dict[str, Any]:
-    """One step of next-token prediction on worked solutions."""
+    """One step of next-token prediction, on texts or on worked solutions."""
     start = time.perf_counter()
-    batch = next(run.iterators["warmstart"])
+    batch = next(run.iterators[run.phase])
     params, opt_state, metrics = supervised_update(
         run.state.params,
         run.state.opt_state,

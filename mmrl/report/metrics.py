@@ -1,6 +1,6 @@
 """Metrics and rollouts of a run, on disk: `metrics.jsonl`, `rollouts/STEP.jsonl`, `tensorboard/`.
 
-A metrics row is {"step": int, "phase": "warmstart" or "rl", metric: number, …}. Each phase counts
+A metrics row is {"step": int, "phase": one of `PHASES`, metric: number, …}. Each phase counts
 its own steps from 1; its row 0, if there is one, holds the evaluation before its first update.
 Rows are in the order of training, so that a resumed run continues a prefix of the file.
 
@@ -30,7 +30,7 @@ from tensorboardX import SummaryWriter
 
 from mmrl.errors import UserError
 
-PHASES = ("warmstart", "rl")
+PHASES = ("pretraining", "warmstart", "rl")
 
 
 class MetricsWriter:

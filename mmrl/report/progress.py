@@ -22,7 +22,7 @@ _logger.setLevel(
     logging.INFO
 )  # our lines show whatever absl's --verbosity hides of other libraries
 
-PHASE_TITLES = {"warmstart": "warm start", "rl": "RL"}
+PHASE_TITLES = {"pretraining": "pretraining", "warmstart": "warm start", "rl": "RL"}
 
 
 class Progress:

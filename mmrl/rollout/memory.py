@@ -104,6 +104,7 @@ def generate_within(
     *,
     max_new_tokens: Array | None = None,
     temperatures: Array | None = None,
+    streaks: Array | None = None,
     layout: Layout = "train",
 ) -> Rollout:
     """As `generate`, in as few batches of prompts as keep the cache of each within its share.
@@ -111,7 +112,7 @@ def generate_within(
     The share is `memory_fraction` of the memory of the devices; None is no bound. Each prompt gets
     the response that it would get in one batch.
     """
-    arrays = dict(max_new_tokens=max_new_tokens, temperatures=temperatures)
+    arrays = dict(max_new_tokens=max_new_tokens, temperatures=temperatures, streaks=streaks)
     if memory_fraction is None:
         return generate(model, prompts, sampling, rng, layout=layout, **arrays)
     tokens, lengths = prompts if isinstance(prompts, tuple) else pad_prompts(prompts)

@@ -23,6 +23,7 @@ class Rollout:
     status               [P, G] int32, a `mmrl.data.records.Status`
     reward, advantages   [P, G] float32
     temperatures         [P] float32, where prompts have one of their own; or None
+    staleness            [P, G, T] int32, RL steps since the weights that drew the token; None is 0
     metadata             P host objects (the examples), never traced: `arrays()` drops them
     """
 
@@ -37,6 +38,7 @@ class Rollout:
     reward: jax.Array
     advantages: jax.Array
     temperatures: jax.Array | None = None
+    staleness: jax.Array | None = None
     metadata: tuple[Any, ...] = field(default=(), metadata=dict(static=True))
 
     def replace(self, **changes) -> "Rollout":

@@ -113,10 +113,15 @@ REFUSED: Mapping[str, Refused] = {
         "rollout-external-engine-addrs",
     ),
     **_refuse(
-        "a rollout ends before its updates begin, and all of it is of the same policy",
+        "responses go on over updates by --config.off_policy.partial_tokens, a number of tokens a "
+        "step, and --config.off_policy.max_staleness",
         "",
-        "partial-rollout mask-offpolicy-in-partial-rollout use-routing-replay "
-        "use-rollout-routing-replay",
+        "partial-rollout mask-offpolicy-in-partial-rollout",
+    ),
+    **_refuse(
+        "sampler and trainer are one forward function and choose the same experts",
+        "",
+        "use-routing-replay use-rollout-routing-replay",
     ),
     **_refuse(
         "each round of dynamic sampling draws --rollout-batch-size prompts; "

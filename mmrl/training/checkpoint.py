@@ -33,28 +33,42 @@ def open_checkpoints(workdir: Path, config: CheckpointConfig) -> ocp.CheckpointM
     return ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Any, host: dict[str, Any]) -> None:
-    """Starts to write `state`, a tree of arrays, and `host`, JSON values (iterator positions)."""
-    manager.save(
-        step,
-        args=ocp.args.Composite(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)),
-        force=True,
-    )
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    host: dict[str, Any],
+    carried: dict[str, Any] | None = None,
+) -> None:
+    """Starts to write `state`, a tree of arrays, and `host`, JSON values (iterator positions).
+
+    `carried` are numpy arrays whose tree and shapes differ from step to step.
+    """
+    items: dict[str, Any] = dict(state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
+    if carried:
+        items["carried"] = ocp.args.StandardSave(carried)
+    manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
-def restore(manager: ocp.CheckpointManager, step: int, state: Any) -> tuple[Any, dict[str, Any]]:
-    """Checkpoint `step` as (state, host values).
+def restore(
+    manager: ocp.CheckpointManager, step: int, state: Any
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Checkpoint `step` as (state, host values, carried arrays).
 
     `state` gives the tree, shapes, dtypes and shardings to restore to; what another number of
     processes or another mesh wrote is laid out anew. Raises UserError where tree or shapes differ.
     """
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore())
+    items: dict[str, Any] = dict(
+        state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore()
+    )
+    if (manager.directory / str(step) / "carried").exists():
+        items["carried"] = ocp.args.StandardRestore()
     try:
-        restored = manager.restore(step, args=args)
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError) as error:
         raise UserError(
             f"{manager.directory}/{step} does not fit this config ({str(error).splitlines()[0]}); "
             "continue with the config.json beside it, or choose another --workdir"
         ) from error
-    return restored["state"], restored["host"]
+    return restored["state"], restored["host"], restored.get("carried") or {}

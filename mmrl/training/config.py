@@ -1,9 +1,10 @@
 """The configuration of a training run: one frozen dataclass of the parts' own configs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from mmrl.data import DataConfig
+from mmrl.data.curriculum import CurriculumConfig, DataPart
 from mmrl.environments.config import EnvironmentConfig, EpisodeConfig
 from mmrl.models import DecoderConfig
 from mmrl.rewards.mixture import WeightedReward
@@ -13,21 +14,31 @@ from mmrl.rollout.modes import ModeConfig
 from mmrl.sharding import MeshConfig
 from mmrl.text import CharTokenizer, PretrainedTokenizer
 from mmrl.training.checkpoint import CheckpointConfig
+from mmrl.training.off_policy import OffPolicyConfig
 from mmrl.training.optimizer import OptimizerConfig
+from mmrl.training.stages import LengthStages
 
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Supervised training on worked solutions before RL, with an optimizer of its own.
+    """A supervised phase before RL, with an optimizer of its own.
 
-    `batch_size` rows of `length` tokens a step, `pack` as many examples in a row as fit.
+    `batch_size` rows of `length` tokens a step, `pack` as many examples in a row as fit. `data` are
+    its sources, mixed by their weights; none is the run's data. What is learned are the labels, or
+    with `documents` all of the texts, packed and cut at the ends of rows.
     """
 
     steps: int = 0
     batch_size: int = 64
     length: int = 128
     pack: bool = False
+    data: tuple[DataPart, ...] = ()
+    documents: bool = False
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
+
+    def __post_init__(self):
+        if any(part.full or part.reward for part in self.data):
+            raise ValueError("a supervised phase mixes its data by weight alone")
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run: `warmstart.steps` supervised steps, then `steps` RL steps.
+    """A run: steps of continual pretraining, of a supervised warm start, and `steps` of RL.
 
     An RL step draws `prompts_per_step` prompts of at most `prompt_length` tokens, samples a group
     for each, and makes `updates_per_rollout` optimizer steps on equal parts of them (16 in the
@@ -83,6 +94,12 @@ class TrainConfig:
     `cache_memory_fraction` bounds the sampler's cache by a share of the devices' memory: a rollout
     is drawn in as many batches as that takes.
 
+    `curriculum` passes over prompts by their measured pass rate, and the parts of `mixture` come
+    gradually in beside `data`, where their rewards are to be others each with its own. `off_policy`
+    carries groups and unfinished responses over to the next steps.
+
+    `length_stages` begin with short responses; a stage's limit is then `sampling.max_new_tokens`.
+
     `objective.kl_coefficient` > 0 keeps the parameters at the start of RL as the KL's reference;
     `objective.tis_high` scores each rollout with the trainer before its first update. Rollouts go
     to disk every `rollouts_interval` steps.
@@ -95,6 +112,7 @@ class TrainConfig:
     sampling: SamplingConfig = SamplingConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    pretraining: WarmStartConfig = WarmStartConfig(documents=True)
     warmstart: WarmStartConfig = WarmStartConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -124,6 +142,10 @@ class TrainConfig:
     dynamic_sampling_filter: str | None = None
     modes: dict[str, ModeConfig] = field(default_factory=dict)
     cache_memory_fraction: float | None = None
+    length_stages: LengthStages = LengthStages()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    mixture: tuple[DataPart, ...] = ()
+    off_policy: OffPolicyConfig = OffPolicyConfig()
     rollouts_interval: int = 10
     seed: int = 0
 
@@ -163,18 +185,49 @@ class TrainConfig:
         for name in ("dynamic_sampling_rounds", "rollouts_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.group_reward and any(part.reward for part in self.mixture):
+            raise ValueError("with group_reward a part of the mixture has no reward of its own")
         longest = max((mode.max_new_tokens for mode in self.modes.values()), default=0)
         if longest > self.sampling.max_new_tokens:
             raise ValueError(
                 f"a mode has max_new_tokens={longest}, more than sampling.max_new_tokens="
                 f"{self.sampling.max_new_tokens}"
             )
+        if (self.modes or self.has_episodes) and self.off_policy.carries:
+            raise ValueError("modes and episodes need off_policy.max_staleness=0")
         if self.modes and self.prompts_per_step < len(self.modes):
             raise ValueError(f"prompts_per_step must be at least {len(self.modes)}, one a mode")
         if not 0 < (self.cache_memory_fraction or 1.0) <= 1:
             raise ValueError(
                 f"cache_memory_fraction must lie in (0, 1], got {self.cache_memory_fraction}"
             )
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """The phases in order, with their steps."""
+        return {
+            "pretraining": self.pretraining.steps,
+            "warmstart": self.warmstart.steps,
+            "rl": self.steps,
+        }
+
+    def at_stage(self, index: int) -> "TrainConfig":
+        """The config as stage `index` of `length_stages` changes it; without stages as it is.
+
+        Raises ValueError where the rest of the config does not fit the stage.
+        """
+        if not self.length_stages.stages:
+            return self
+        stage = self.length_stages.stages[index]
+        given = {name: value for name, value in vars(stage).items() if value is not None}
+        objective = {name: given[name] for name in ("eps_high", "aggregation") if name in given}
+        optimizer = {name: given[name] for name in ("clip_norm",) if name in given}
+        return replace(
+            self,
+            sampling=replace(self.sampling, max_new_tokens=stage.max_new_tokens),
+            objective=replace(self.objective, **objective),
+            optimizer=replace(self.optimizer, **optimizer),
+        )
 
     @property
     def has_episodes(self) -> bool:

@@ -23,6 +23,7 @@ from mmrl.rl.advantages import (
     leave_one_out,
     overlong_shaping,
 )
+from mmrl.rl.metrics import token_mean
 from mmrl.rollout import Rollout
 from mmrl.rollout.modes import has_form, mode_name
 from mmrl.text import Tokenizer
@@ -157,6 +158,7 @@ def reward_rollout(
         noted = {name: value for name, value in found.items() if value}
         sample.train_metadata = (sample.train_metadata or {}) | noted
         sample.remove_sample = sample.remove_sample or not trained[p, g]
+        sample.solved = bool(not failed[p, g] and solved[p * shape[1] + g] >= 1)
         sample.status = Status.FAILED if failed[p, g] else sample.status
     rollout = rollout.replace(
         reward=values,
@@ -166,6 +168,28 @@ def reward_rollout(
         metadata=tuple(groups),
     )
     return rollout, metrics
+
+
+def with_samples(rollout: Rollout, tokenizer: Tokenizer) -> Rollout:
+    """A judged rollout of one process whose metadata are examples, with samples in their place."""
+    samples = samples_of(rollout, tokenizer)
+    size = rollout.lengths.shape[1]
+    for sample, reward in zip(samples, np.asarray(rollout.reward).ravel(), strict=True):
+        sample.reward = float(reward)
+    groups = [samples[start : start + size] for start in range(0, len(samples), size)]
+    return rollout.replace(metadata=tuple(groups))
+
+
+def outcomes(rollout: Rollout) -> list[tuple[str, list[float]]]:
+    """Of every prompt that has a "prompt_id", which of its responses are right, failures aside."""
+    own = [
+        (group[0].metadata["prompt_id"], [float(s.solved) for s in counted])
+        for group in rollout.metadata
+        if group is not None
+        and "prompt_id" in group[0].metadata
+        and (counted := [s for s in group if s.status is not Status.FAILED])
+    ]
+    return [(name, solved) for part in exchange(own) for name, solved in part]
 
 
 def _has_form(sample: Sample, config: TrainConfig) -> bool:
@@ -237,13 +261,22 @@ def _choose(parts: list[Rollout], order: jax.Array) -> Rollout:
     return jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *parts)
 
 
+@jax.jit
+def _perplexity(logprobs: jax.Array, mask: jax.Array) -> jax.Array:
+    """exp of the mean negative log-probability of the tokens that `mask` keeps."""
+    return jnp.exp(-token_mean(logprobs, mask))
+
+
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Means over all samples, as `metrics.jsonl` names them."""
     return {
         "reward/mean": float(rollout.reward.mean()),
         "reward/std": float(rollout.reward.std()),
         "response/length_mean": float(rollout.lengths.mean()),
+        "response/length_p99": float(np.percentile(rollout.lengths, 99)),
+        "response/perplexity": float(_perplexity(rollout.behaviour_logprobs, rollout.mask)),
         "response/truncated": float(np.mean(rollout.status == int(Status.TRUNCATED))),
+        "response/repetition": float(np.mean(rollout.status == int(Status.REPETITION))),
     }
 
 

@@ -17,11 +17,14 @@ from flax import nnx
 
 from mmrl import config as configs
 from mmrl import slime
-from mmrl.data import DataConfig, Example, example_batches, examples, supervised_batches
+from mmrl.data import DataConfig, Example, examples, supervised_batches
+from mmrl.data.pipeline import document_batches
+from mmrl.data.prompts import PromptStream
 from mmrl.errors import UserError
 from mmrl.models import Decoder
 from mmrl.processes import exchange
 from mmrl.report.metrics import MetricsWriter
+from mmrl.rewards.mixture import by_part
 from mmrl.rewards.runner import Reward
 from mmrl.rewards.slime_functions import Filter, find_filter, reward_function
 from mmrl.rollout.modes import with_modes, with_solution
@@ -29,7 +32,10 @@ from mmrl.sharding import Layout, replicated, reshard
 from mmrl.training import checkpoint
 from mmrl.training.config import TrainConfig
 from mmrl.training.episodes import find_player
+from mmrl.training.off_policy import Carry, restored
 from mmrl.training.optimizer import OptimizerConfig, make_optimizer
+from mmrl.training.rollouts import with_samples
+from mmrl.training.stages import StageState, advance
 from mmrl.training.state import (
     RunState,
     abstract_model,
@@ -39,17 +45,16 @@ from mmrl.training.state import (
     split_trained,
 )
 
-PHASES = ("warmstart", "rl")
-
 
 class Run:
     """Configuration, arrays, iterators and position of a run; resumes from `workdir` by itself.
 
-    The position is (phase, step within it). Checkpoints are numbered by the steps done in both
-    phases, so number N of a run with W warm-start steps stands at RL step N - W.
+    The position is (phase, step within it). Checkpoints are numbered by the steps done in all
+    phases, so number N of a run with W supervised steps stands at RL step N - W.
     """
 
     state: RunState
+    stage: StageState
     done: int
     phase: str
     optimizer_config: OptimizerConfig
@@ -58,7 +63,14 @@ class Run:
 
     def __init__(self, config: TrainConfig, workdir: Path):
         self._started: float | None = time.perf_counter()
-        self.config, self.workdir = config, workdir
+        self._given, self.workdir = config, workdir
+        self.stage = StageState()
+        for index in range(len(config.length_stages.stages)):
+            config.at_stage(index)  # what does not fit fails now
+        self.config = config.at_stage(0)
+        if config.off_policy.carries and jax.process_count() > 1:
+            raise UserError("off_policy.max_staleness must be 0 in a job of several processes")
+        self.carry = Carry()
         self.primary = jax.process_index() == 0
         self.mesh = jax.sharding.get_mesh()
         self.reward, self.keep = _functions(config)
@@ -66,18 +78,16 @@ class Run:
         self.iterators = _iterators(config)
         self.held_out = held_out_examples(config)
         self.tokens_total = 0
+        self.reshard_seconds = 0.0
         self.done = 0
         self.checkpoints = checkpoint.open_checkpoints(workdir, config.checkpoint)
         self._start_or_restore()
         if self.primary:
             configs.save_json(config, workdir / "config.json")
             config.tokenizer.save(workdir / "tokenizer.json")
-        warm = config.warmstart.steps
+        phase, step = position(config, self.done)
         self.writer = MetricsWriter(
-            workdir,
-            resume_step=(self.done - warm if self.done > warm else self.done) or None,
-            resume_phase="rl" if self.done > warm else "warmstart",
-            primary=self.primary,
+            workdir, resume_step=step or None, resume_phase=phase, primary=self.primary
         )
 
     def model(self) -> Decoder:
@@ -97,6 +107,17 @@ class Run:
         finally:
             self._move_to("train")
 
+    @property
+    def prompts(self) -> PromptStream:
+        """Where RL draws its prompts."""
+        return self.iterators["rl"]
+
+    def snapshot(self) -> Decoder:
+        """The decoder with a copy of the parameters, where the sampler has them, for use later."""
+        copies = jax.tree.map(jnp.copy, (self.state.params, self.state.frozen))
+        params, frozen = (reshard(copy, "decode", self.mesh) for copy in copies)
+        return nnx.merge(self.graphdef, params, frozen)
+
     def _move_to(self, layout: Layout) -> None:
         start = time.perf_counter()
         params = reshard(self.state.params, layout, self.mesh)
@@ -110,7 +131,7 @@ class Run:
         self.phase = phase
         self.optimizer_config = _optimizer_config(self.config, phase)
         self.optimizer = make_optimizer(self.optimizer_config)
-        start = self.done - (self.config.warmstart.steps if phase == "rl" else 0)
+        start = self.done - steps_before(self.config, phase)
         if start == 0:
             params = self.state.params
             offload = self.optimizer_config.offload
@@ -120,6 +141,25 @@ class Run:
             self.state = replace(self.state, opt_state=opt_state, reference=reference)
         return start
 
+    def follow_stages(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """Notes how long and how sure the step's responses were; the next stage may follow."""
+        stages = self._given.length_stages
+        if not stages.stages:
+            return {}
+        before, limit = self.stage.index, self.config.sampling.max_new_tokens
+        figures = metrics["response/perplexity"], metrics["response/length_p99"]
+        self.stage = advance(stages, self.stage, *figures)
+        if self.stage.index != before:
+            self._enter_stage()
+        return {"stage/index": before, "stage/max_new_tokens": limit}
+
+    def _enter_stage(self) -> None:
+        """The config of the stage; whatever it changes is compiled anew, and nothing else."""
+        old, self.config = self.config, self._given.at_stage(self.stage.index)
+        if self.phase == "rl" and self.config.optimizer != old.optimizer:
+            self.optimizer_config = self.config.optimizer
+            self.optimizer = make_optimizer(self.optimizer_config)
+
     def first_step_seconds(self) -> dict[str, float]:
         """The metric of the first step after a start: all that came before, compilation too."""
         started, self._started = self._started, None
@@ -127,10 +167,15 @@ class Run:
 
     def save(self, step: int) -> None:
         """Starts to write a checkpoint after `step` of the current phase."""
-        self.done = step + (self.config.warmstart.steps if self.phase == "rl" else 0)
+        self.done = step + steps_before(self.config, self.phase)
         positions = {name: it.get_state() for name, it in self.iterators.items()}
-        host = {"iterators": exchange(positions), "tokens_total": self.tokens_total}
-        checkpoint.save(self.checkpoints, self.done, self.state, host)
+        host = {
+            "iterators": exchange(positions),
+            "tokens_total": self.tokens_total,
+            "stage": vars(self.stage),
+        }
+        carried, host["carried"] = self.carry.saved()
+        checkpoint.save(self.checkpoints, self.done, self.state, host, carried)
 
     def _start_or_restore(self) -> None:
         key = jax.device_put(jax.random.key(self.config.seed), replicated(self.mesh))
@@ -141,17 +186,43 @@ class Run:
         else:
             loaded = load_initial(self.config.initial, model, start, self.mesh)
             params, frozen = split_trained(loaded)
-        phase = "rl" if self.done > self.config.warmstart.steps else "warmstart"
+        phase, _ = position(self.config, self.done)
         chosen = _optimizer_config(self.config, phase)
         opt_state = init_optimizer(make_optimizer(chosen), params, self.mesh, chosen.offload)
         keep = phase == "rl" and self.config.objective.kl_coefficient
         self.state = RunState(params, frozen, opt_state, key, params if keep else None)
         if self.done:
-            self.state, host = checkpoint.restore(self.checkpoints, self.done, self.state)
+            self.state, host, carried = checkpoint.restore(self.checkpoints, self.done, self.state)
             for name, state in _own_positions(host["iterators"]).items():
                 self.iterators[name].set_state(state)
             self.tokens_total = host["tokens_total"]
+            self.stage = StageState.of(host["stage"])
+            self.config = self._given.at_stage(self.stage.index)
+            self.carry = self._restored_carry(carried, host["carried"])
             logging.info("Continuing %s from checkpoint %d.", self.workdir, self.done)
+
+    def _restored_carry(self, arrays: dict[str, Any], host: dict[str, Any]) -> Carry:
+        """What the step before left: its prompts are read again from their places in the data."""
+        found = {}
+        for name, fields in arrays.items():
+            rollout = restored(fields, tuple(self.prompts.at(host[name])))
+            judged = name != "unfinished"
+            found[name] = with_samples(rollout, self.config.tokenizer) if judged else rollout
+        ahead = (found["ahead"], host["metrics"]) if "ahead" in found else None
+        return Carry(host["version"], found.get("kept"), found.get("unfinished"), ahead)
+
+
+def steps_before(config: TrainConfig, phase: str) -> int:
+    """The steps of all phases before this one."""
+    names = list(config.phases)
+    return sum(config.phases[name] for name in names[: names.index(phase)])
+
+
+def position(config: TrainConfig, done: int) -> tuple[str, int]:
+    """(phase, steps done in it) after so many steps in all."""
+    begun = [phase for phase in config.phases if steps_before(config, phase) < done]
+    phase = begun[-1] if begun else next(iter(config.phases))
+    return phase, done - steps_before(config, phase)
 
 
 def held_out_examples(config: TrainConfig) -> list[Example]:
@@ -179,26 +250,37 @@ def _functions(config: TrainConfig) -> tuple[Reward, Filter | None]:
         find_player(config)
     key = None if config.group_reward else config.reward_key
     reward = reward_function(config.reward, arguments, key)
+    if any(part.reward for part in config.mixture):
+        further = [part.reward or config.reward for part in config.mixture]
+        reward = by_part([reward, *(reward_function(path, arguments, key) for path in further)])
     if config.dynamic_sampling_filter is None:
         return reward, None
     return reward, find_filter(config.dynamic_sampling_filter, arguments)
 
 
-def _iterators(config: TrainConfig) -> dict:
+def _iterators(config: TrainConfig) -> dict[str, Any]:
     processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    iterators = {
-        "rl": example_batches(config.data, batch_size=config.prompts_per_step, **processes)
-    }
-    warm = config.warmstart
-    if warm.steps:
-        iterators["warmstart"] = supervised_batches(
+    iterators: dict[str, Any] = {
+        "rl": PromptStream(
             config.data,
-            config.tokenizer,
-            batch_size=warm.batch_size,
-            length=warm.length,
-            pack=warm.pack,
-            prepare=functools.partial(with_solution, modes=config.modes) if config.modes else None,
+            config.mixture,
+            config.curriculum,
+            prompts=config.prompts_per_step,
+            places=config.off_policy.carries,
             **processes,
+        )
+    }
+    for phase, part in (("pretraining", config.pretraining), ("warmstart", config.warmstart)):
+        if not part.steps:
+            continue
+        data = [(source.data, source.weight) for source in part.data] or config.data
+        shape = dict(batch_size=part.batch_size, length=part.length)
+        if part.documents:
+            iterators[phase] = document_batches(data, config.tokenizer, **shape, **processes)
+            continue
+        prepare = functools.partial(with_solution, modes=config.modes) if config.modes else None
+        iterators[phase] = supervised_batches(
+            data, config.tokenizer, **shape, pack=part.pack, prepare=prepare, **processes
         )
     return iterators
 
@@ -206,17 +288,18 @@ def _iterators(config: TrainConfig) -> dict:
 def _own_positions(saved: list[dict[str, Any]]) -> dict[str, Any]:
     """This process's iterator states of those that each process saved.
 
-    All are equal, and any number of processes may continue, but for packed rows.
+    All are equal, and any number of processes may continue, but for packed rows and a curriculum.
     """
     processes = jax.process_count()
     if len(saved) != processes and any(state != saved[0] for state in saved):
         raise UserError(
             f"the checkpoint is of {len(saved)} processes, each of which packed rows of the warm "
-            f"start for itself; {processes} cannot continue it: start {len(saved)}, or choose "
+            f"start or chose prompts for itself; {processes} cannot continue it: start "
+            f"{len(saved)}, or choose "
             "another --workdir"
         )
     return saved[jax.process_index() % len(saved)]
 
 
 def _optimizer_config(config: TrainConfig, phase: str) -> OptimizerConfig:
-    return config.optimizer if phase == "rl" else config.warmstart.optimizer
+    return config.optimizer if phase == "rl" else getattr(config, phase).optimizer

@@ -134,11 +134,14 @@ def policy_update(
             **scores,
         )
         difference = jnp.abs(scored["logprobs"] - rollout.behaviour_logprobs)
-        difference = jax.lax.stop_gradient(jnp.where(rollout.mask > 0, difference, 0))
-        metrics["logprob/abs_diff_mean"] = token_mean(difference, rollout.mask)
+        fresh = rollout.mask
+        if rollout.staleness is not None:  # older tokens are of other weights
+            fresh = fresh * (rollout.staleness == 0)
+        difference = jax.lax.stop_gradient(jnp.where(fresh > 0, difference, 0))
+        metrics["logprob/abs_diff_mean"] = token_mean(difference, fresh)
         metrics["logprob/abs_diff_max"] = difference.max()
         metrics["logprob/correlation"] = probability_correlation(
-            jax.lax.stop_gradient(scored["logprobs"]), rollout.behaviour_logprobs, rollout.mask
+            jax.lax.stop_gradient(scored["logprobs"]), rollout.behaviour_logprobs, fresh
         )
         balance, router_metrics = router_loss(model, scored, micro_batches)
         return value + balance, metrics | router_metrics

@@ -225,6 +225,7 @@ function showCharts() {
   const blocks = [];
   const sections = [...Object.entries(CHARTS),
     ["Other RL metrics", ["rl", otherCharts("rl")]],
+    ["Pretraining", ["pretraining", otherCharts("pretraining")]],
     ["Other warm-start metrics", ["warmstart", otherCharts("warmstart")]]];
   for (const [title, [phase, charts]] of sections) {
     const made = charts.map((definition) => new Chart(phase, definition)).filter((chart) => chart.series.length);

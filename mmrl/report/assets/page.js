@@ -62,7 +62,7 @@ function toggleTheme() {
 
 function showHeader() {
   if (matchMedia("(prefers-color-scheme: dark)").matches) toggleTheme();
-  const phases = { warmstart: "warm-start", rl: "RL" };
+  const phases = { pretraining: "pretraining", warmstart: "warm-start", rl: "RL" };
   const lengths = Object.entries(phases)
     .map(([phase, title]) => [last(column(phase, "step")) ?? 0, title])
     .filter(([steps]) => steps > 0)
