@@ -166,7 +166,7 @@ class ContinuousBatch:
         self._waiting: collections.deque[Request] = collections.deque()
         self._running: list[Request] = []
         self._driver: asyncio.Task | None = None
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         self._opened = self._row_steps = self._drawn_steps = 0
 
     @property
@@ -208,8 +208,8 @@ class ContinuousBatch:
         self._start()
         assert self._driver is not None
         await self._driver
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     async def begin(self, session: Session) -> None:
         """See `Session.begin`."""
@@ -234,8 +234,8 @@ class ContinuousBatch:
         return await self._submit(Request(session, limit, best, on_tokens, self._future()), tokens)
 
     def _future(self) -> asyncio.Future:
-        if self._failure is not None:
-            raise RuntimeError("continuous batching has failed before") from self._failure
+        if self.failure is not None:
+            raise RuntimeError("continuous batching has failed before") from self.failure
         return asyncio.get_running_loop().create_future()
 
     async def _submit(self, request: Request, tokens: Sequence[int]) -> Turn:
@@ -260,7 +260,7 @@ class ContinuousBatch:
         try:
             await self._ticks()
         except Exception as error:
-            self._failure = error
+            self.failure = error
             for request in self._unanswered():
                 if not request.done.done():
                     request.done.set_exception(error)
@@ -334,10 +334,12 @@ class ContinuousBatch:
         """Rows of the program that reads so many, of few different sizes."""
         return 1 << (rows - 1).bit_length()
 
+    def _size(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Rows and width of the program that reads so many tokens of so many."""
+        return self._padded(rows), max(SMALLEST_PIECE, 1 << (tokens - 1).bit_length())
+
     def _read(self, reading):
-        count = self._padded(len(reading))
-        longest = max(len(piece) for _, piece in reading)
-        width = max(SMALLEST_PIECE, 1 << (longest - 1).bit_length())
+        count, width = self._size(len(reading), max(len(piece) for _, piece in reading))
         tokens = np.zeros((count, width), np.int32)
         rows, lengths = np.full(count, self.rows, np.int32), np.zeros(count, np.int32)
         begins = np.zeros(count, bool)
@@ -383,10 +385,13 @@ class ContinuousBatch:
                 inputs["streak_limit"][row] = sampling.repetition_stop.tokens
                 inputs["streak_logprob"][row] = sampling.repetition_stop.logprob
         size = max(support_size(session.sampling) for session in sessions)
-        if size:  # of few sizes, each of which is compiled once
-            size = min(1 << (size - 1).bit_length(), self._vocabulary)
-        best = max(request.best for request in decoding)
-        return RowInputs(**inputs), RowSettings(self.steps, size, best)
+        return RowInputs(**inputs), self._settings(size, max(r.best for r in decoding))
+
+    def _settings(self, support: int, best: int) -> RowSettings:
+        """Of the program that keeps and lists so many ids, of few sizes, each compiled once."""
+        if support:
+            support = min(1 << (support - 1).bit_length(), self._vocabulary)
+        return RowSettings(self.steps, support, min(best, self._vocabulary))
 
     def _deliver(self, decoding: list[Request], outputs: dict[str, np.ndarray]) -> None:
         mask = outputs["mask"]
@@ -432,7 +437,11 @@ class ContinuousBatch:
             turn.ending = "length"
         elif len(session.tokens) >= self.context:
             turn.ending = "context"
-        more = request.on_tokens is None or request.on_tokens(turn, count)
+        try:
+            more = request.on_tokens is None or request.on_tokens(turn, count)
+        except Exception as error:  # of whoever reads this one: nobody else's
+            request.done.set_exception(error)
+            return
         if turn.ending is None and not more:
             turn.ending = "cancelled"
         if turn.ending is not None:

@@ -5,7 +5,13 @@ from mmrl.text.pretrained import PretrainedTokenizer, load_tokenizer
 from mmrl.text.streaming import StreamDecoder
 from mmrl.text.tokenizer import CharTokenizer, Tokenizer
 from mmrl.text.tool_calls import ParsedResponse, ToolCall, parse_response
-from mmrl.text.turns import encode_next_turn, family_of, next_turn, tool_messages
+from mmrl.text.turns import (
+    encode_next_turn,
+    encode_rendered,
+    family_of,
+    next_turn,
+    tool_messages,
+)
 
 __all__ = [
     "CharTokenizer",
@@ -17,6 +23,7 @@ __all__ = [
     "ToolCall",
     "builtin_template",
     "encode_next_turn",
+    "encode_rendered",
     "family_of",
     "load_tokenizer",
     "next_turn",

@@ -7,7 +7,7 @@ after the token that ended the model's turn is taken from the template, and appe
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmrl.errors import UserError
@@ -99,17 +99,29 @@ def encode_next_turn(
     template = tokenizer.chat_template
     if template is None:
         raise UserError("a conversation needs a tokenizer with a chat template")
+    return encode_rendered(
+        tokenizer,
+        messages,
+        lambda messages: next_turn(
+            template, messages, tools, stopped=last_id in tokenizer.stop_ids, **variables
+        ),
+    )
+
+
+def encode_rendered(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    render: Callable[[Sequence[Message]], str],
+) -> list[int]:
+    """The ids of what `render` makes of the messages, where the text of special tokens is text.
+
+    Those that the template itself writes are special.
+    """
     specials = sorted(tokenizer.special_tokens, key=len, reverse=True)
     spoken = _spoken(messages)
     words = (word for word in _words("mmrlspecial") if word not in spoken)
     hidden = dict(zip((token for token in specials if token in spoken), words))
-    text = next_turn(
-        template,
-        [_without(message, hidden) for message in messages],
-        tools,
-        stopped=last_id in tokenizer.stop_ids,
-        **variables,
-    )
+    text = render([_without(message, hidden) for message in messages])
     shown = {word: token for token, word in hidden.items()}
     pieces = re.split(f"({'|'.join(shown)})", text) if shown else [text]
     return [
