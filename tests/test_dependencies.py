@@ -25,6 +25,7 @@ FORBIDDEN = {
         "jax",
     ],
     "mmrl/rollout": ["mmrl.training", "mmrl.report", "mmrl.rewards"],
+    "mmrl/serving": ["mmrl.training", "mmrl.report", "mmrl.rewards", "mmrl.rl", "mmrl.serve"],
     "mmrl/rewards": ["mmrl.models", "mmrl.rollout", "mmrl.training", "mmrl.report"],
     "mmrl/sandbox": ["jax", *LOOP],
     "mmrl/tools": ["jax", *LOOP],

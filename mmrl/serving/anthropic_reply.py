@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from mmrl.serving.ask import Ask, Part, Reply
+from mmrl.serving.http import event_lines
 from mmrl.serving.limits import ApiError
 
 SIGNATURE = "mmrl"  # of thoughts; clients send it back and nobody checks it
@@ -32,8 +33,18 @@ def message_json(ask: Ask, identity: str, prompt_tokens: int, reply: Reply) -> d
     return _message(ask, identity, content, prompt_tokens, reply.tokens) | _ending(reply)
 
 
+def error_json(error: ApiError, identity: str | None = None) -> dict[str, Any]:
+    kind = _ERRORS.get(error.status, "api_error" if error.status >= 500 else None)
+    details = {"type": kind or "invalid_request_error", "message": error.message}
+    return {"type": "error", "error": details, "request_id": identity}
+
+
 class MessageEvents:
     """The events of a stream: each block of the content begins, grows and ends before the next."""
+
+    encode = staticmethod(event_lines)
+    error_json = staticmethod(error_json)
+    ping, last = event_lines({"type": "ping"}), ""
 
     def __init__(self, ask: Ask, identity: str, prompt_tokens: int):
         self._ask, self._identity, self._prompt_tokens = ask, identity, prompt_tokens
@@ -91,12 +102,6 @@ class MessageEvents:
     def _delta(self, kind: str, **content: str) -> dict[str, Any]:
         delta = {"type": kind} | content
         return {"type": "content_block_delta", "index": self._index, "delta": delta}
-
-
-def error_json(error: ApiError, identity: str | None = None) -> dict[str, Any]:
-    kind = _ERRORS.get(error.status, "api_error" if error.status >= 500 else None)
-    details = {"type": kind or "invalid_request_error", "message": error.message}
-    return {"type": "error", "error": details, "request_id": identity}
 
 
 def _message(

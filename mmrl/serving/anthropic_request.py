@@ -11,7 +11,7 @@ from typing import Any
 
 from mmrl.serving import fields
 from mmrl.serving.ask import Ask
-from mmrl.serving.engine import SUPPORT, Engine
+from mmrl.serving.engine import Engine
 from mmrl.serving.fields import unsupported, wrong
 from mmrl.serving.limits import ApiError
 from mmrl.serving.names import mode_of_model
@@ -51,8 +51,8 @@ def parse_messages(
         sampling=engine.sampling(
             mode,
             temperature=fields.number(body, "temperature", base.temperature, 0, 2),
-            top_p=fields.number(body, "top_p", base.top_p, 1e-6, 1),
-            top_k=min(fields.integer(body, "top_k", base.top_k, 0), SUPPORT),
+            top_p=fields.number(body, "top_p", base.top_p, 0, 1),
+            top_k=fields.integer(body, "top_k", base.top_k, 0),
             new_tokens=new_tokens,
         ),
         stop=fields.strings(body, "stop_sequences", STOPS),

@@ -24,7 +24,7 @@ from mmrl.serving.completions import (
 )
 from mmrl.serving.engine import Engine
 from mmrl.serving.http import check_key, read_json
-from mmrl.serving.jobs import Job, Jobs, data_line, event_lines
+from mmrl.serving.jobs import FAILED, Job, Jobs
 from mmrl.serving.limits import ApiError
 from mmrl.serving.metrics import Metrics
 from mmrl.serving.names import served_names
@@ -50,19 +50,16 @@ class Endpoints:
         prompt = await engine.chat_prompt(ask)
         identity, size = new_id("chatcmpl"), len(prompt.tokens)
         replies = [Reply() for _ in range(ask.choices)]
+        tokenizer = engine.tokenizer
         job = Job(
-            identity,
-            ask.mode,
-            size,
-            ask.stream,
-            [functools.partial(engine.respond, ask, prompt, i) for i in range(ask.choices)],
-            replies,
-            openai_reply.ChatChunks(ask, identity, engine.tokenizer, size),
-            data_line,
-            ": ping\n\n",
-            "data: [DONE]\n\n",
-            lambda: openai_reply.chat_completion(ask, identity, engine.tokenizer, size, replies),
-            lambda: _exchanges("openai", ask, identity, size, replies),
+            mode=ask.mode,
+            prompt_tokens=size,
+            stream=ask.stream,
+            runs=[functools.partial(engine.respond, ask, prompt, i) for i in range(ask.choices)],
+            replies=replies,
+            events=openai_reply.ChatChunks(ask, identity, tokenizer, size),
+            whole=lambda: openai_reply.chat_completion(ask, identity, tokenizer, size, replies),
+            exchanges=lambda: _exchanges("openai", ask, identity, size, replies),
         )
         return await self._jobs.answer(request, job)
 
@@ -72,18 +69,14 @@ class Endpoints:
         prompt = await engine.chat_prompt(ask)
         identity, size, reply = new_id("msg"), len(prompt.tokens), Reply()
         job = Job(
-            identity,
-            ask.mode,
-            size,
-            ask.stream,
-            [functools.partial(engine.respond, ask, prompt, 0)],
-            [reply],
-            anthropic_reply.MessageEvents(ask, identity, size),
-            event_lines,
-            event_lines({"type": "ping"}),
-            "",
-            lambda: anthropic_reply.message_json(ask, identity, size, reply),
-            lambda: _exchanges("anthropic", ask, identity, size, [reply]),
+            mode=ask.mode,
+            prompt_tokens=size,
+            stream=ask.stream,
+            runs=[functools.partial(engine.respond, ask, prompt, 0)],
+            replies=[reply],
+            events=anthropic_reply.MessageEvents(ask, identity, size),
+            whole=lambda: anthropic_reply.message_json(ask, identity, size, reply),
+            exchanges=lambda: _exchanges("anthropic", ask, identity, size, [reply]),
         )
         return await self._jobs.answer(request, job)
 
@@ -98,18 +91,14 @@ class Endpoints:
         asked = await parse_completion(body, request.headers, engine)
         identity, replies = new_id("cmpl"), [Reply() for _ in range(asked.sequences)]
         job = Job(
-            identity,
-            asked.mode,
-            asked.prompt_tokens,
-            asked.stream,
-            [functools.partial(complete, engine, asked, i) for i in range(asked.sequences)],
-            replies,
-            CompletionChunks(asked, identity, engine.tokenizer),
-            data_line,
-            ": ping\n\n",
-            "data: [DONE]\n\n",
-            lambda: completion_json(asked, identity, engine.tokenizer, replies),
-            list,
+            mode=asked.mode,
+            prompt_tokens=asked.prompt_tokens,
+            stream=asked.stream,
+            runs=[functools.partial(complete, engine, asked, i) for i in range(asked.sequences)],
+            replies=replies,
+            events=CompletionChunks(asked, identity, engine.tokenizer),
+            whole=lambda: completion_json(asked, identity, engine.tokenizer, replies),
+            exchanges=list,  # no conversation
         )
         return await self._jobs.answer(request, job)
 
@@ -274,7 +263,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    return _error_response(ApiError(500, "the server failed, see its log"), request.url.path)
+    return _error_response(ApiError(500, FAILED), request.url.path)
 
 
 def _exchanges(

@@ -70,7 +70,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Part:
-    """What came since the last part; at the end why it `finish`ed, and the text that `stop`ped it."""
+    """What came since the last part; in the last one why it ended, and the stop text if one did."""
 
     reasoning: str = ""
     content: str = ""

@@ -15,8 +15,9 @@ from mmrl.serving import fields
 from mmrl.serving.ask import FinishReason, Part, Reply, TokenScore
 from mmrl.serving.engine import TOP_LOGPROBS, Emit, Engine
 from mmrl.serving.fields import unsupported, wrong
+from mmrl.serving.http import data_line
 from mmrl.serving.names import mode_of_model
-from mmrl.serving.openai_reply import usage
+from mmrl.serving.openai_reply import error_json, usage
 from mmrl.serving.openai_request import STOPS, refuse_what_is_not_there, sampling
 from mmrl.serving.prompts import check_characters
 from mmrl.text import Tokenizer
@@ -43,9 +44,6 @@ class Completion:
     choices: int
     stream: bool
     usage_in_stream: bool
-    session: str | None
-    user: str | None
-    logged: bool
 
     @property
     def sequences(self) -> int:
@@ -83,16 +81,13 @@ async def parse_completion(
         choices=choices,
         stream=fields.boolean(body, "stream"),
         usage_in_stream=fields.boolean(fields.mapping(body, "stream_options"), "include_usage"),
-        session=headers.get("x-session-id"),
-        user=fields.string(body, "user"),
-        logged=fields.boolean(body, "store", True),
     )
 
 
 async def _prompts(value: Any, engine: Engine) -> tuple[list[str | None], list[list[int]]]:
     """(texts or None, tokens) of a text, a list of tokens, or a list of either."""
     prompts = value if isinstance(value, list) else [value]
-    if prompts and all(isinstance(x, int) for x in prompts):
+    if isinstance(value, list) and prompts and all(isinstance(x, int) for x in prompts):
         prompts = [prompts]
     if not prompts or len(prompts) > engine.limits.sequences:
         raise wrong("prompt", f"1 to {engine.limits.sequences} prompts", value)
@@ -168,6 +163,10 @@ def completion_json(
 
 class CompletionChunks:
     """The events of a stream."""
+
+    encode = staticmethod(data_line)
+    error_json = staticmethod(error_json)
+    ping, last = ": ping\n\n", "data: [DONE]\n\n"
 
     def __init__(self, asked: Completion, identity: str, tokenizer: Tokenizer):
         self._asked, self._tokenizer = asked, tokenizer

@@ -31,6 +31,7 @@ PIECES = ((1, 16), (8, 16), (1, 128), (4, 128), (1, 512))  # of prompts, read be
 SUPPORT = 128  # the largest top_k, and the nucleus of top_p
 TOP_LOGPROBS = 20  # the most that are listed beside a token
 COLDEST = 1e-3  # a temperature below is greedy: logits divided by less overflow
+LEAST_TOP_P = 1e-6  # of which the most probable token alone is left
 
 
 class Engine:
@@ -88,7 +89,9 @@ class Engine:
             messages = [{"role": "system", "content": self.system}, *messages]
         ask = dataclasses.replace(ask, messages=messages)
         mode = self.modes[ask.mode]
-        prompt = await self.in_text_thread(chat_prompt, ask, mode, self.tokenizer, self.template)
+        prompt = await self.in_text_thread(
+            chat_prompt, ask, mode, self.tokenizer, self.template, self.limits.prompt_tokens
+        )
         self._check_length(prompt.tokens)
         return prompt
 
@@ -112,14 +115,17 @@ class Engine:
     def sampling(
         self, mode: str, *, temperature: float, top_p: float, top_k: int, new_tokens: int | None
     ) -> SamplingConfig:
-        """How a mode's responses are drawn, with the client's settings; never more than allowed."""
+        """How a mode's responses are drawn, with the client's settings and within the limits.
+
+        A `top_k` of 0 or less is off, more than SUPPORT is SUPPORT.
+        """
         base = self.modes[mode].sampling
         most = min(self.limits.new_tokens or self.context, self.context)
         return dataclasses.replace(
             base,
             temperature=temperature if temperature >= COLDEST else 0.0,
-            top_p=top_p,
-            top_k=min(top_k, SUPPORT),
+            top_p=max(top_p, LEAST_TOP_P),
+            top_k=min(max(top_k, 0), SUPPORT),
             nucleus_size=SUPPORT,
             max_new_tokens=min(base.max_new_tokens if new_tokens is None else new_tokens, most),
             stop_ids=self.tokenizer.stop_ids,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hmac
+import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -103,3 +104,13 @@ class EventStream(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         async with contextlib.aclosing(self._events):
             await super().stream_response(send)
+
+
+def data_line(event: dict[str, Any]) -> str:
+    """An event as OpenAI sends them."""
+    return f"data: {json.dumps(event, allow_nan=False)}\n\n"
+
+
+def event_lines(event: dict[str, Any]) -> str:
+    """An event as Anthropic sends them, with its type before it."""
+    return f"event: {event['type']}\n{data_line(event)}"

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from absl import logging
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mmrl.serving import anthropic_reply, openai_reply
 from mmrl.serving.ask import Part, Reply
 from mmrl.serving.engine import Emit, Engine
 from mmrl.serving.http import EventStream, until_disconnect
@@ -22,6 +20,7 @@ from mmrl.serving.limits import Admission, ApiError
 from mmrl.serving.metrics import Metrics
 
 PING_SECONDS = 15.0
+FAILED = "the server failed, see its log"
 
 
 @dataclass(frozen=True)
@@ -30,22 +29,18 @@ class Job:
 
     runs      a coroutine for each of C choices, which gives parts to its argument
     replies   [C], filled while they run
-    events    of the stream: `begin()`, `part(choice, part)` and `end()` give JSON objects
-    encode    an event as text; `ping` is one without meaning, `last` the last
+    events    of the stream: `begin()`, `part(choice, part)` and `end()` give JSON objects, of which
+              `encode` makes text, as `error_json` of an error; `ping` and `last` are texts
     whole     the answer at once
     exchanges what a journal would keep, [] for nothing
     """
 
-    identity: str
     mode: str
     prompt_tokens: int
     stream: bool
     runs: Sequence[Callable[[Emit], Awaitable[None]]]
     replies: Sequence[Reply]
     events: Any
-    encode: Callable[[dict[str, Any]], str]
-    ping: str
-    last: str
     whole: Callable[[], dict[str, Any]]
     exchanges: Callable[[], list[dict[str, Any]]]
 
@@ -83,6 +78,7 @@ class Jobs:
 
     async def _events(self, job: Job, begun: float) -> AsyncGenerator[str, None]:
         """The stream: whatever happens in it ends it with an event that says so."""
+        events = job.events
         parts: asyncio.Queue[tuple[int, Part] | None] = asyncio.Queue()
 
         def emit(choice: int, part: Part) -> None:
@@ -95,26 +91,26 @@ class Jobs:
         work.add_done_callback(lambda _: parts.put_nowait(None))
         logged = None
         try:
-            yield "".join(map(job.encode, job.events.begin()))
+            yield "".join(map(events.encode, events.begin()))
             while True:
                 try:
                     item = await asyncio.wait_for(parts.get(), PING_SECONDS)
                 except TimeoutError:
-                    yield job.ping
+                    yield events.ping
                     continue
                 if item is None:
                     break
-                if events := job.events.part(*item):
-                    yield "".join(map(job.encode, events))
+                if new := events.part(*item):
+                    yield "".join(map(events.encode, new))
             work.result()
             logged = self._log(job)
             await logged
-            yield "".join(map(job.encode, job.events.end())) + job.last
+            yield "".join(map(events.encode, events.end())) + events.last
         except ApiError as error:
-            yield _error_event(error, job)
+            yield events.encode(events.error_json(error))
         except Exception:
             logging.exception("A stream failed.")
-            yield _error_event(ApiError(500, "the server failed, see its log"), job)
+            yield events.encode(events.error_json(ApiError(500, FAILED)))
         finally:
             work.cancel()
             if logged is None:
@@ -131,10 +127,12 @@ class Jobs:
         tokens = sum(reply.tokens for reply in job.replies)
         self._metrics.completion_tokens.labels(job.mode).inc(tokens)
 
-    def _log(self, job: Job) -> Awaitable[None]:
+    def _log(self, job: Job) -> asyncio.Future[None]:
         """Writes the exchanges on a thread of its own; what fails there harms no request."""
 
         def write() -> None:
+            if self._journal is None:
+                return
             try:
                 for exchange in job.exchanges():
                     self._journal.record(self._exchange(**exchange))
@@ -142,24 +140,7 @@ class Jobs:
                 self._metrics.exchanges_lost.inc()
                 logging.exception("An exchange was not logged.")
 
-        loop = asyncio.get_running_loop()
-        if self._journal is None:
-            return asyncio.sleep(0)
-        return loop.run_in_executor(self.log_thread, write)
-
-
-def _error_event(error: ApiError, job: Job) -> str:
-    if job.encode is event_lines:
-        return event_lines(anthropic_reply.error_json(error))
-    return data_line(openai_reply.error_json(error))
-
-
-def data_line(event: dict[str, Any]) -> str:
-    return f"data: {json.dumps(event, allow_nan=False)}\n\n"
-
-
-def event_lines(event: dict[str, Any]) -> str:
-    return f"event: {event['type']}\n{data_line(event)}"
+        return asyncio.get_running_loop().run_in_executor(self.log_thread, write)
 
 
 async def _all(works: Iterable[Awaitable[None]]) -> None:

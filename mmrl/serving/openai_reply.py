@@ -6,12 +6,30 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmrl.serving.ask import Ask, Call, Part, Reply, TokenScore
+from mmrl.serving.http import data_line
 from mmrl.serving.limits import ApiError
 from mmrl.text import Tokenizer
 
 
+def error_json(error: ApiError) -> dict[str, Any]:
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(error.status, "server_error" if error.status >= 500 else None)
+    return {
+        "error": {
+            "message": error.message,
+            "type": kind or "invalid_request_error",
+            "param": error.parameter,
+            "code": error.code,
+        }
+    }
+
+
 class ChatChunks:
     """The events of a stream, each a JSON object; `choices` responses share it."""
+
+    encode = staticmethod(data_line)
+    error_json = staticmethod(error_json)
+    ping, last = ": ping\n\n", "data: [DONE]\n\n"
 
     def __init__(self, ask: Ask, identity: str, tokenizer: Tokenizer, prompt_tokens: int):
         self._ask, self._tokenizer, self._prompt_tokens = ask, tokenizer, prompt_tokens
@@ -120,17 +138,4 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-    }
-
-
-def error_json(error: ApiError) -> dict[str, Any]:
-    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-    kind = kinds.get(error.status, "server_error" if error.status >= 500 else None)
-    return {
-        "error": {
-            "message": error.message,
-            "type": kind or "invalid_request_error",
-            "param": error.parameter,
-            "code": error.code,
-        }
     }

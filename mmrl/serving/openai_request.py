@@ -10,7 +10,7 @@ from typing import Any
 
 from mmrl.serving import fields
 from mmrl.serving.ask import Ask
-from mmrl.serving.engine import SUPPORT, TOP_LOGPROBS, Engine
+from mmrl.serving.engine import TOP_LOGPROBS, Engine
 from mmrl.serving.fields import unsupported, wrong
 from mmrl.serving.limits import ApiError
 from mmrl.serving.names import mode_of_model
@@ -63,8 +63,8 @@ def sampling(body: Mapping[str, Any], mode: str, engine: Engine, new_tokens: int
     return engine.sampling(
         mode,
         temperature=fields.number(body, "temperature", base.temperature, 0, 2),
-        top_p=fields.number(body, "top_p", base.top_p, 1e-6, 1),
-        top_k=fields.integer(body, "top_k", base.top_k, 0, SUPPORT),
+        top_p=fields.number(body, "top_p", base.top_p, 0, 1),
+        top_k=fields.integer(body, "top_k", base.top_k, -1),
         new_tokens=new_tokens,
     )
 

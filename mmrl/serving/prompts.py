@@ -38,10 +38,11 @@ class Prompt:
 
 
 def chat_prompt(
-    ask: Ask, mode: Mode, tokenizer: Tokenizer, template: ChatTemplate | None
+    ask: Ask, mode: Mode, tokenizer: Tokenizer, template: ChatTemplate | None, most: int
 ) -> Prompt:
     """The prompt for the next turn. Raises `ApiError` 400 for what the template refuses.
 
+    A text that cannot have as few as `most` tokens is refused without being encoded.
     Without a template it is the text of all messages, one after the other. The text of special
     tokens is text wherever a client spells it.
     """
@@ -49,8 +50,9 @@ def chat_prompt(
         if template is None:
             if ask.tools:
                 raise unsupported("tools", "the model has no chat template")
-            words = (_tagged(m, mode.tag) for m in ask.messages)
-            return Prompt(tokenizer.encode("".join(words)))
+            words = "".join(_tagged(message, mode.tag) for message in ask.messages)
+            check_characters(len(words), most)
+            return Prompt(tokenizer.encode(words))
         family = family_of(template) if ask.tools else None
         given = _beginning(ask.call, family) if family and ask.call is not None else ""
         mode = dataclasses.replace(mode, thinking=ask.thinking and not given)
@@ -59,6 +61,7 @@ def chat_prompt(
 
         def render(messages: Sequence[Mapping[str, Any]]) -> str:
             rendered.append(render_prompt(template, messages, mode, ask.tools) + given)
+            check_characters(len(rendered[-1]), most)
             return rendered[-1]
 
         tokens = encode_rendered(tokenizer, messages, render)

@@ -213,3 +213,45 @@ def test_a_failure_of_the_device_reaches_everybody(model, monkeypatch):
 
     found = asyncio.run(asyncio.wait_for(run(), 60))
     assert [type(error) for error in found] == [ZeroDivisionError] * 3
+
+
+def test_fixed_sizes_of_programs_change_no_token(model):
+    sampling = [SETTINGS[name] for name in ("plain", "top-k", "top-p", "greedy", "plain")]
+    prompts = [*PROMPTS[:4], list(range(3, 29)) * 4]  # the last is read in pieces
+    pieces = ((1, 4), (2, 16))
+
+    def draw(**arguments):
+        batch = ContinuousBatch(model, rows=3, context=CONTEXT, steps=5, **arguments)
+
+        async def together():
+            return await asyncio.gather(
+                *(respond(batch, p, s, best=2) for p, s in zip(prompts, sampling))
+            )
+
+        return asyncio.run(together())
+
+    for fixed, free in zip(draw(pieces=pieces, support=16, best=4), draw(), strict=True):
+        assert fixed.tokens == free.tokens
+        np.testing.assert_allclose(fixed.logprobs, free.logprobs, atol=2e-5)
+        assert [[i for i, _ in best] for best in fixed.best] == [
+            [i for i, _ in best] for best in free.best
+        ]
+
+
+def test_a_reader_that_fails_fails_alone(model):
+    sampling = dataclasses.replace(PLAIN, stop_ids=())
+    batch = ContinuousBatch(model, rows=2, context=CONTEXT)
+
+    def fails(turn, count):
+        raise ZeroDivisionError
+
+    async def run():
+        return await asyncio.gather(
+            respond(batch, [3], sampling, on_tokens=fails),
+            respond(batch, [4], sampling),
+            return_exceptions=True,
+        )
+
+    failed, other = asyncio.run(run())
+    assert isinstance(failed, ZeroDivisionError)
+    assert len(other.tokens) == 12 and batch.failure is None

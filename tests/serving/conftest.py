@@ -13,9 +13,10 @@ import pytest
 import tokenizers
 import uvicorn
 from flax import nnx
+from serving.serving_tools import ENDLESS
 from tokenizers import decoders, models, pre_tokenizers
 
-from mmrl.models import Decoder, DecoderConfig
+from mmrl.models import Decoder, DecoderConfig, load
 from mmrl.models.pretrained.save import save_hf
 from mmrl.rollout import SamplingConfig
 from mmrl.rollout.continuous import Turn
@@ -25,18 +26,21 @@ from mmrl.serving.engine import Engine
 from mmrl.serving.limits import Limits
 from mmrl.text import PretrainedTokenizer
 
-CONTEXT = 512
+CONTEXT = 2048
 MODES = {
-    "lightning": Mode(SamplingConfig(1, 64, temperature=0.8, top_p=0.95), CONTEXT, False),
-    "pro": Mode(SamplingConfig(1, 128, temperature=1.0, top_p=0.95, top_k=40), CONTEXT, True),
+    "lightning": Mode(SamplingConfig(1, 64, temperature=0.8), CONTEXT, False),
+    "pro": Mode(SamplingConfig(1, 128), CONTEXT, True),
 }
 NAME = "tiny"
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("serving") / NAME)
+
+
+def make_checkpoint(folder: Path) -> Path:
     """Qwen2's architecture with the tokens of bytes, one small layer, and ChatML's template."""
-    folder = tmp_path_factory.mktemp("serving") / NAME
     special = ["<|im_end|>", "<|im_start|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(
@@ -69,8 +73,6 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(checkpoint) -> tuple[Decoder, PretrainedTokenizer]:
-    from mmrl.models import load
-
     return load(checkpoint)
 
 
@@ -149,7 +151,7 @@ def server(model) -> Iterator[Served]:
 class ScriptedBatch:
     """Instead of a model: what stands in `scripts` for a word that the prompt holds.
 
-    Of a script each text is a tick of the batch; the turn ends with the last.
+    Of a script each text is a tick of the batch; the turn ends with the last. ENDLESS never ends.
     """
 
     occupancy, load = 0.0, (0, 0)
@@ -173,6 +175,11 @@ class ScriptedSession:
         self.batch.prompts.append(prompt)
         script = next(text for word, text in self.batch.scripts.items() if word in prompt)
         turn = Turn()
+        while script == ENDLESS:
+            turn.tokens.append(self.batch.tokenizer.encode("a")[0])
+            if not on_tokens(turn, 1):
+                return turn
+            await asyncio.sleep(0.002)
         ticks = [self.batch.tokenizer.encode(text) for text in script]
         ticks[-1].append(self.batch.tokenizer.eos_id)
         for i, tick in enumerate(ticks):
@@ -190,7 +197,7 @@ class ScriptedSession:
 
 @pytest.fixture(scope="session")
 def scripted_server(model) -> Iterator[Served]:
-    engine = make_engine(*model, rows=1)
+    engine = make_engine(*model, rows=1, sequences=4)
     engine.batch = ScriptedBatch(model[1])
     with serving(engine) as served:
         yield served

@@ -1,0 +1,62 @@
+"""The binary: what it says, how it stops, and mistakes of its user's."""
+
+import signal
+import threading
+
+import pytest
+from serving.serving_tools import get, post, user
+from tiny_run import run_module, start_module
+
+FLAGS = ("--port=0", "--rows=2", "--context=256", "--seed=3")
+
+
+@pytest.fixture
+def binary(checkpoint, tmp_path):
+    """A running `python -m mmrl.serve`, and what it printed until it was ready."""
+    process = start_module("mmrl.serve", f"--checkpoint={checkpoint}", *FLAGS)
+    try:
+        lines = []
+        while not any("logged" in line for line in lines):
+            lines.append(process.stdout.readline())
+            assert lines[-1], process.stderr.read()
+        yield process, "".join(lines)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_says_where_and_what_it_serves_finishes_what_has_begun_and_stops(binary):
+    process, said = binary
+    (address,) = [word for word in said.split() if word.startswith("http://127.0.0.1:")]
+    assert "tiny:lightning, tiny:pro" in said and "conversations are logged: no" in said
+    assert not address.endswith(":0")
+    answers = []
+
+    def ask():
+        body = {"model": "tiny:pro", "messages": user("hi"), "max_tokens": 150, "temperature": 0}
+        answers.append(post(address, "/v1/chat/completions", body))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not get(address, "/health")[2]["running"] and not answers:
+        pass
+    process.send_signal(signal.SIGTERM)
+    thread.join()
+    assert answers[0][0] == 200
+    assert process.wait(timeout=60) == 0
+    assert process.stdout.read() == "stopped\n"
+    assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--api_keys_file=none"], "none"),
+        (["--host=203.0.113.1"], "cannot listen on 203.0.113.1"),
+        (["--checkpoint=nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, words, checkpoint):
+    done = run_module("mmrl.serve", f"--checkpoint={checkpoint}", "--port=0", *flags)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
