@@ -106,6 +106,8 @@ class RecordingJournal:
 @contextlib.contextmanager
 def serving(engine: Engine, **arguments) -> Iterator[Served]:
     listening = socket.create_server(("127.0.0.1", 0))
+    # Connections inherit it: a client that does not read is noticed soon.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     journal = RecordingJournal()
     app = make_app(engine, journal=journal, **arguments)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))

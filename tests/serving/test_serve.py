@@ -53,7 +53,6 @@ def test_it_says_where_and_what_it_serves_finishes_what_has_begun_and_stops(bina
     [
         (["--api_keys_file=none"], "none"),
         (["--host=203.0.113.1"], "cannot listen on 203.0.113.1"),
-        (["--checkpoint=nowhere"], "nowhere"),
     ],
 )
 def test_a_mistake_is_one_line(flags, words, checkpoint):
