@@ -143,19 +143,19 @@ class Engine:
 
         def read(part: Part) -> None:
             nonlocal called
-            read = [reader.push(part.content), *([reader.finish()] if part.finish else [])]
-            calls = [call for one in read for call in one.calls]
+            found = [reader.push(part.content), *([reader.finish()] if part.finish else [])]
+            calls = [call for one in found for call in one.calls]
             calls = calls if ask.parallel else calls[: max(0, 1 - called)]
             called += len(calls)
             finish = "tool_calls" if called and part.finish == "stop" else part.finish
-            reasoning = "".join(one.reasoning for one in read) if ask.show_thoughts else ""
+            reasoning = "".join(one.reasoning for one in found) if ask.show_thoughts else ""
             emit(
                 dataclasses.replace(
                     part,
                     reasoning=reasoning,
-                    content="".join(one.content for one in read),
+                    content="".join(one.content for one in found),
                     calls=tuple(Call(new_id(ask.call_prefix), *call) for call in calls),
-                    malformed=sum(one.malformed for one in read),
+                    malformed=sum(one.malformed for one in found),
                     finish="stop" if part.stop else finish,
                 )
             )
