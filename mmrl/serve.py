@@ -36,8 +36,11 @@ _CONTEXT = flags.DEFINE_integer("context", None, "Tokens of a sequence.", lower_
 _KEYS = flags.DEFINE_string(
     "api_keys_file", None, "A file with a key a line; without it MMRL_API_KEYS, comma-separated."
 )
-_LOG_DIR = flags.DEFINE_string(
-    "log_dir", None, "Log conversations here; off by default. Ask those whose words they are."
+_LOG_DIR = flags.DEFINE_string(  # absl.logging has a flag of this name, for files of its own
+    "log_dir",
+    None,
+    "Log conversations here; off by default. Ask those whose words they are.",
+    allow_override=True,
 )
 _MAX_SEQUENCES = flags.DEFINE_integer("max_sequences", 256, "That run or wait before a 429.", 1)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "The most of a response.", 1)

@@ -49,10 +49,11 @@ def test_thirty_two_streams_all_begin_before_one_has_ended(server):
         )
         text = ""
         async for chunk in stream:
-            if chunk.choices[0].delta.content and not text:
+            (choice,) = chunk.choices
+            if (choice.delta.content or choice.finish_reason) and not text:
                 order.append(("begun", number))
-            text += chunk.choices[0].delta.content or ""
-            if chunk.choices[0].finish_reason == "length":
+            text += choice.delta.content or ""
+            if choice.finish_reason == "length":
                 order.append(("ended", number))
         return text
 
