@@ -11,8 +11,8 @@ class FixedSizes(ContinuousBatch):
     """A batch whose requests never wait for a compilation that another's size asks for.
 
     `pieces` are the (rows, tokens) that one program reads together, the narrow and then the few
-    first. `support` and `best` are the most ids that top-k and top-p may leave and that are listed:
-    a program has all of them or none.
+    first. `support` and `best` are the ids that top-k and top-p may leave and that may be listed: a
+    program has room for so many or for none, and another one is compiled only for more.
     """
 
     def __init__(
@@ -49,4 +49,5 @@ class FixedSizes(ContinuousBatch):
 
     def _settings(self, support: int, best: int) -> RowSettings:
         """Rows that list the best are decoded by the program that truncates too."""
-        return super()._settings(self._support if support or best else 0, self._best if best else 0)
+        support = max(support, self._support) if support or best else 0
+        return super()._settings(support, max(best, self._best) if best else 0)
