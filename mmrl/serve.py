@@ -107,6 +107,7 @@ def main(argv: list[str]) -> None:
         async def serve() -> None:
             print(f"compiling for {engine.rows} rows of {context} tokens …", flush=True)
             await engine.warm_up()
+            listening.listen()  # so that whoever reads the address can connect
             print(_greeting(engine, listening, bool(keys)), flush=True)
             with _signals_end_with_the_server():
                 await uvicorn.Server(config).serve(sockets=[listening])

@@ -217,16 +217,15 @@ def test_a_failure_of_the_device_reaches_everybody(model, monkeypatch):
 
 
 def test_fixed_sizes_of_programs_change_no_token(model):
-    sampling = [SETTINGS[name] for name in ("plain", "top-k", "top-p", "greedy", "plain")]
-    prompts = [*PROMPTS[:4], list(range(3, 29)) * 4]  # the last is read in pieces
+    prompts = [[8], list(range(3, 29)) * 3, PROMPTS[0]]  # the second is read in pieces
     pieces = ((1, 4), (2, 16))
 
     def draw(kind, **arguments):
-        batch = kind(model, rows=3, context=CONTEXT, steps=5, **arguments)
+        batch = kind(model, rows=2, context=CONTEXT, steps=5, **arguments)
 
         async def together():
             return await asyncio.gather(
-                *(respond(batch, p, s, best=2) for p, s in zip(prompts, sampling))
+                *(respond(batch, prompt, SETTINGS["top-p"], best=2) for prompt in prompts)
             )
 
         return asyncio.run(together())

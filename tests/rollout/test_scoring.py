@@ -63,10 +63,9 @@ def test_a_prompt_that_nobody_waits_for_holds_up_nobody(model):
     scorer = PromptScorer(model, 100)
 
     async def run():
-        left = asyncio.create_task(scorer.score([3, 4]))
-        kept = asyncio.create_task(scorer.score([5, 6]))
+        left, *kept = (asyncio.create_task(scorer.score([3, n], best=7)) for n in range(3))
         await asyncio.sleep(0)
         left.cancel()
-        return await kept
+        return await asyncio.gather(*kept)
 
-    assert len(asyncio.run(run()).logprobs) == 2
+    assert [len(scores.logprobs) for scores in asyncio.run(run())] == [2, 2]

@@ -7,7 +7,7 @@ import pytest
 from serving.serving_tools import get, post, user
 from tiny_run import run_module, start_module
 
-FLAGS = ("--port=0", "--rows=2", "--context=256", "--seed=3")
+FLAGS = ("--port=0", "--rows=2", "--context=64")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_it_says_where_and_what_it_serves_finishes_what_has_begun_and_stops(bina
     answers = []
 
     def ask():
-        body = {"model": "tiny:pro", "messages": user("hi"), "max_tokens": 150, "temperature": 0}
+        body = {"model": "tiny:pro", "messages": user("hi"), "n": 16, "temperature": 0}
         answers.append(post(address, "/v1/chat/completions", body))
 
     thread = threading.Thread(target=ask)
@@ -42,20 +42,13 @@ def test_it_says_where_and_what_it_serves_finishes_what_has_begun_and_stops(bina
         pass
     process.send_signal(signal.SIGTERM)
     thread.join()
-    assert answers[0][0] == 200
+    assert answers[0][0] == 200 and len(answers[0][2]["choices"]) == 16
     assert process.wait(timeout=60) == 0
     assert process.stdout.read() == "stopped\n"
     assert "Traceback" not in process.stderr.read()
 
 
-@pytest.mark.parametrize(
-    "flags, words",
-    [
-        (["--api_keys_file=none"], "none"),
-        (["--host=203.0.113.1"], "cannot listen on 203.0.113.1"),
-    ],
-)
-def test_a_mistake_is_one_line(flags, words, checkpoint):
-    done = run_module("mmrl.serve", f"--checkpoint={checkpoint}", "--port=0", *flags)
+def test_an_address_of_another_machine_is_refused_in_one_line(checkpoint):
+    done = run_module("mmrl.serve", f"--checkpoint={checkpoint}", "--host=203.0.113.1", "--port=0")
     assert done.returncode == 2
-    assert words in done.stderr and "Traceback" not in done.stderr
+    assert "cannot listen on 203.0.113.1:0" in done.stderr and "Traceback" not in done.stderr
