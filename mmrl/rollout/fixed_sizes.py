@@ -41,7 +41,7 @@ class FixedSizes(ContinuousBatch):
         ]
 
     def _size(self, rows: int, tokens: int) -> tuple[int, int]:
-        """The narrowest that holds the tokens, else the widest; of these the fewest rows, or most."""
+        """The narrowest that holds the tokens, else the widest; with the fewest rows, else most."""
         widest = self._pieces[-1][1]
         width = next((w for _, w in self._pieces if w >= tokens), widest)
         sizes = [(n, w) for n, w in self._pieces if w == width]
