@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from tiny_run import run_module
 
 
+@pytest.mark.slow
 def test_a_served_model_answers_better_after_training_on_its_harvested_failures(tmp_path):
     """The user asks for letters and says what was right: by thumbs-down, or in the next turn."""
     result = run_module("learning_member", str(tmp_path))
