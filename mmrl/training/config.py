@@ -195,6 +195,8 @@ class TrainConfig:
             )
         if (self.modes or self.has_episodes) and self.off_policy.carries:
             raise ValueError("modes and episodes need off_policy.max_staleness=0")
+        if self.has_episodes and self.length_stages.stages:
+            raise ValueError("length_stages are for single responses: set episodes.limits")
         if self.modes and self.prompts_per_step < len(self.modes):
             raise ValueError(f"prompts_per_step must be at least {len(self.modes)}, one a mode")
         if not 0 < (self.cache_memory_fraction or 1.0) <= 1:
