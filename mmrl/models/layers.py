@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from mmrl.models.config import DecoderConfig
+from mmrl.sharding import Axes, constrain
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,13 @@ class LayerInit:
         return nnx.Param(value, axes=("layers", *axes))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def project(formula: str, x: jax.Array, w: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def project(formula: str, x: jax.Array, w: jax.Array, axes: Axes = ()) -> jax.Array:
     """`jnp.einsum(formula, x, w)` of activations and weights, the weights cast to x.dtype.
+
+    `axes` are the logical axes of w. Where a mesh cuts "embed", the weights are gathered: XLA would
+    else move activations instead where they are few, and on a mesh of data, fsdp and tensor it
+    mixes up their rows (jaxlib 0.10.2; `tests/training/test_mesh.py` has the case).
 
     The axes that are summed over come last in x and first in w. They are summed in that order: an
     einsum may choose another, for which the weights would be transposed.
@@ -50,20 +55,26 @@ def project(formula: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """
     operands, out = formula.split("->")
     summed = sum(axis not in out for axis in operands.split(",")[1])
-    return jnp.tensordot(x, w.astype(x.dtype), summed)
+    return jnp.tensordot(x, _gathered(w, x.dtype, axes), summed)
 
 
-def _project_forward(formula, x, w):
+def _gathered(w: jax.Array, dtype, axes: Axes) -> jax.Array:
+    w = w.astype(dtype)
+    return constrain(w, *(None if axis == "embed" else axis for axis in axes)) if axes else w
+
+
+def _project_forward(formula, x, w, axes):
     # x is kept for the gradient of the weights alone: frozen ones need neither.
     kept = x.value if w.perturbed else None
-    return project(formula, x.value, w.value), (kept, w.value)
+    return project(formula, x.value, w.value, axes), (kept, w.value)
 
 
-def _project_backward(formula, residuals, out_bar):
+def _project_backward(formula, axes, residuals, out_bar):
     x, w = residuals
     inputs, out = formula.split("->")
     of_x, of_w = inputs.split(",")
-    x_bar = jnp.einsum(f"{out},{of_w}->{of_x}", out_bar, w.astype(out_bar.dtype))
+    whole = _gathered(w, out_bar.dtype, axes)
+    x_bar = jnp.einsum(f"{out},{of_w}->{of_x}", out_bar, whole)
     if x is None:
         return x_bar, None
     w_bar = jnp.einsum(f"{of_x},{out}->{of_w}", x, out_bar)

@@ -72,7 +72,8 @@ def adapted_weight(path: tuple) -> tuple:
 
 def linear(part: nnx.Module, name: str, formula: str, x: jax.Array) -> jax.Array:
     """`project` by the weight `name` of a part of a layer, with its adapter where it has one."""
-    y = project(formula, x, getattr(part, name)[...])
+    weight = getattr(part, name)
+    y = project(formula, x, weight[...], weight.get_metadata("axes")[1:])
     adapter = getattr(part, adapter_name(name), None)
     return checkpoint_name(y if adapter is None else y + adapter(formula, x), "projection")
 

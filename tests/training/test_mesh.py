@@ -20,7 +20,19 @@ def rows(monkeypatch, directory, mesh: MeshConfig, devices: int) -> list[dict]:
     lines = [json.dumps({"prompt": f"{letter}>", "label": letter}) for letter in "abcd" * 4]
     (directory / "data.jsonl").write_text("\n".join(lines))
     config = configs.load(Path(__file__).parents[1] / "configs" / "copy_letter.py")
-    config = dataclasses.replace(config, mesh=mesh, steps=2)
+    # Adam divides by the root of the second moment, plus epsilon. With the paper's 1e-15 a gradient
+    # that is rounding alone becomes a step of the whole learning rate, another on each mesh, until
+    # a token flips. With 1e-3, rounding of some 1e-7 moves a parameter by 1e-4 of it.
+    optimizer, warmstart = config.optimizer, config.warmstart
+    config = dataclasses.replace(
+        config,
+        mesh=mesh,
+        steps=2,
+        optimizer=dataclasses.replace(optimizer, eps=1e-3),
+        warmstart=dataclasses.replace(
+            warmstart, optimizer=dataclasses.replace(warmstart.optimizer, eps=1e-3)
+        ),
+    )
     monkeypatch.setattr(
         train_binary, "make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:devices])
     )
@@ -31,8 +43,6 @@ def rows(monkeypatch, directory, mesh: MeshConfig, devices: int) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_run_on_a_mesh_of_eight_devices_is_the_run_of_one(monkeypatch, tmp_path):
-    # The only expert of a token has weight 1 and its router no gradient, which Adam with the
-    # paper's epsilon of 1e-15 must not find in the rounding.
     expected = rows(monkeypatch, tmp_path, MeshConfig(data=1), 1)
     found = rows(monkeypatch, tmp_path, MeshConfig(data=2, fsdp=2, tensor=2), 8)
     assert [row["phase"] for row in found] == ["warmstart"] * 3 + ["rl"] * 3
@@ -40,4 +50,6 @@ def test_a_run_on_a_mesh_of_eight_devices_is_the_run_of_one(monkeypatch, tmp_pat
         for name in COMPARED:
             assert (name in one) == (name in many)
             if name in one:
-                assert many[name] == pytest.approx(one[name], rel=2e-4, abs=2e-5), (name, one)
+                assert many[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (name, one)
+        # Sampler and trainer say the same of a token.
+        assert many.get("logprob/abs_diff_max", 0) < 1e-5, many
