@@ -22,13 +22,20 @@ Files of older versions have a mask of zeros for a sample that left the loss.
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
-
 from mmrl.errors import UserError
+
+# Where torch is installed tensorboardX imports it, for seconds, and nothing here needs it.
+_hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+try:
+    from tensorboardX import SummaryWriter
+finally:
+    if _hidden:
+        del sys.modules["torch"]
 
 PHASES = ("pretraining", "warmstart", "rl")
 
