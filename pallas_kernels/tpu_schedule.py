@@ -43,6 +43,7 @@ def environment(directory: str | Path | None = None) -> dict[str, str]:
     """The environment of a process that compiles for TPUs, its listings left in `directory`."""
     settings = {
         "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",  # what they ask of a CPU's compiler means something else to a TPU's
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no listing
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5p-8",  # any: the topology asked for decides

@@ -103,10 +103,11 @@ def environment(topology: Topology) -> dict[str, str]:
             raise UserError(f"{topology.label} {gpu_compiler.REMEDY}")
         return gpu_compiler.environment()
     devices = f"--xla_force_host_platform_device_count={topology.count}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {devices}"  # the last of two holds
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no listing
-        "XLA_FLAGS": devices,
+        "XLA_FLAGS": flags,
     }
 
 
