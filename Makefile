@@ -9,7 +9,7 @@ quickstart: .venv/.run
 	JAX_PLATFORMS=cpu $(BIN)/python -m mmrl.train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: .venv/.test .venv/.gpu
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/.test
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -1,20 +1,18 @@
 """Processes find their job, agree, and end with a message where one is lost."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from subprocesses import environment
 
 from mmrl.distributed import find_job
 from mmrl.errors import UserError
 
-TESTS = Path(__file__).parent
 NOTHING = {"coordinator": None, "process_id": None, "process_count": None}
 SLURM = {
     "SLURM_JOB_ID": "1234",
@@ -43,16 +41,10 @@ def start() -> Iterator:
     started: list[subprocess.Popen] = []
 
     def one(*arguments: str, **variables: str) -> subprocess.Popen:
-        environment = os.environ | {
-            "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
-            "XLA_FLAGS": "",
-            "JAX_NUM_CPU_DEVICES": "2",
-            **variables,
-        }
         started.append(
             subprocess.Popen(
                 [sys.executable, "-m", "distributed_member", *arguments],
-                env=environment,
+                env=environment(JAX_NUM_CPU_DEVICES="2", **variables),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

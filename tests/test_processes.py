@@ -1,19 +1,17 @@
 """What processes tell each other: three of them, and one alone."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from subprocesses import environment
 
 from mmrl.processes import any_process, everywhere, exchange, gather_rows, own_rows, share
 
-TESTS = Path(__file__).parent
 PROCESSES = 3
 
 
@@ -23,16 +21,11 @@ def told() -> list[dict]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": f"{TESTS.parent}:{TESTS}",
-        "XLA_FLAGS": "",
-        "JAX_PLATFORMS": "cpu",
-    }
     place = f"--coordinator=127.0.0.1:{port}", f"--process_count={PROCESSES}"
     members = [
         subprocess.Popen(
             [sys.executable, "-m", "exchange_member", *place, f"--process_id={number}"],
-            env=environment,
+            env=environment(),
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -1,16 +1,28 @@
 """A run directory of the copy task, and how its files are given to the binaries."""
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import pytest
+from subprocesses import TESTS, environment
+
 from mmrl import config as configs
+from mmrl.sharding import make_mesh
 from mmrl.train import train
 
-TESTS = Path(__file__).parent
+
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """Runs of the trainer in this process use its first device alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmrl.train.make_mesh", lambda mesh: make_mesh(mesh, jax.devices()[:1]))
+        yield
 
 
 def make_run(directory: Path, **changes) -> Path:
@@ -29,17 +41,17 @@ def make_run(directory: Path, **changes) -> Path:
         ),
         **changes,
     )
-    assert train(config, directory / "run")
+    with one_device():
+        assert train(config, directory / "run")
     return directory / "run"
 
 
 def run_module(name: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess:
     """`python -m NAME ARGUMENTS` on one device."""
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "XLA_FLAGS": ""}
     return subprocess.run(
         [sys.executable, "-m", name, *arguments],
         cwd=TESTS.parent,
-        env=environment,
+        env=environment(),
         input=stdin,
         capture_output=True,
         text=True,
@@ -49,11 +61,10 @@ def run_module(name: str, *arguments: str, stdin: str = "") -> subprocess.Comple
 
 def start_module(name: str, *arguments: str) -> subprocess.Popen:
     """As `run_module`, but running, with its streams open."""
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "XLA_FLAGS": ""}
     return subprocess.Popen(
         [sys.executable, "-m", name, *arguments],
         cwd=TESTS.parent,
-        env=environment,
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

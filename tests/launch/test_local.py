@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from subprocesses import environment
 
 ROOT = Path(__file__).parents[2]
 # Stands in for the trainer: what it does follows from its arguments.
@@ -122,8 +123,7 @@ def test_the_trainer_stops_by_sigterm_with_the_status_that_restarts_it_and_goes_
         f"--config.evaluation.data.source={tmp_path}/data.jsonl",
         "--config.checkpoint.interval=1000",
     ]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "XLA_FLAGS": ""}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
     metrics = run / "metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
@@ -135,7 +135,7 @@ def test_the_trainer_stops_by_sigterm_with_the_status_that_restarts_it_and_goes_
     assert process.returncode == 143, output
     assert list((run / "checkpoints").iterdir())
     stopped = metrics.read_text().splitlines()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
     assert metrics.read_text().splitlines()[: len(stopped)] == stopped
     assert len(metrics.read_text().splitlines()) > len(stopped)

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import tokenizers
 from flax import nnx
+from tiny_run import one_device
 from tokenizers import decoders, models, pre_tokenizers
 
 from mmrl.models import Decoder, DecoderConfig
@@ -60,6 +61,12 @@ def checkpoint(tmp_path_factory) -> Path:
     )
     save_hf(nnx.state(Decoder(config, nnx.Rngs(7))), config, folder / "model", tokenizer)
     return folder / "model"
+
+
+@pytest.fixture(autouse=True)
+def first_device():
+    with one_device():
+        yield
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ The further flags only make the runs tiny: one step, few prompts, short response
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from subprocesses import environment
 from tiny_run import run_module
 
 from mmrl import config as configs
@@ -84,7 +84,7 @@ def test_a_command_line_trains_and_names_the_silent_lower_bound(checkpoint, plac
     done = subprocess.run(
         [sys.executable, "-m", "mmrl.train", *line.split(), "--save=run"],
         cwd=place,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

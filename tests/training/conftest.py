@@ -1,15 +1,23 @@
 """The run that the trainer's tests share: its data file, and how to start it as a program."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from subprocesses import TESTS, environment
+from tiny_run import one_device
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "configs" / "copy_letter.py"
+ROOT = TESTS.parent
+CONFIG = TESTS / "configs" / "copy_letter.py"
+
+
+@pytest.fixture(autouse=True)
+def first_device():
+    """Runs in this process are on one device; `test_mesh.py` has one on eight."""
+    with one_device():
+        yield
 
 
 @pytest.fixture
@@ -25,13 +33,12 @@ def start(data_file):
     """Starts `python -m mmrl.train` on the copy task, with overrides, as a process of its own."""
 
     def start(workdir: Path, *overrides: str) -> subprocess.Popen:
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": ""}
         command = [sys.executable, "-m", "mmrl.train", f"--config={CONFIG}", f"--workdir={workdir}"]
         command += [f"--config.{override}" for override in overrides]
         return subprocess.Popen(
             command,
             cwd=data_file.parent,
-            env=environment,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

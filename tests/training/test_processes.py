@@ -4,7 +4,6 @@ Every job has four devices in one mesh, however many processes share them.
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,12 +16,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from subprocesses import TESTS, environment
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "configs" / "copy_letter.py"
-EPISODES = ROOT / "tests" / "configs" / "two_letters.py"
+CONFIG = TESTS / "configs" / "copy_letter_dense.py"
+EPISODES = TESTS / "configs" / "two_letters.py"
 DEVICES = 4
 SETTINGS = (
     "mesh.data=2",
@@ -31,6 +30,9 @@ SETTINGS = (
     "dynamic_sampling_rounds=2",
     "reward=oracles.judged_letters:score",
     "rollouts_interval=1",
+    # The paper's 1e-15 would make steps of the learning rate of a gradient that is rounding alone.
+    "optimizer.eps=1e-3",
+    "warmstart.optimizer.eps=1e-3",
 )
 STOPPED = 143
 NOISE = ("logprob/abs_diff_mean", "logprob/abs_diff_max")  # rounding itself
@@ -44,14 +46,10 @@ class Job:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             place = f"--coordinator=127.0.0.1:{probe.getsockname()[1]}"
-        environment = os.environ | {
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-            "XLA_FLAGS": "",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(DEVICES // processes),
-            "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
-            "JUDGED": str(directory / f"judged.{processes}"),
-        }
+        variables = environment(
+            JAX_NUM_CPU_DEVICES=str(DEVICES // processes),
+            JUDGED=str(directory / f"judged.{processes}"),
+        )
         command = [sys.executable, "-m", module, f"--config={CONFIG}", *arguments]
         command += [f"--config.{setting}" for setting in SETTINGS]
         command += [place, f"--process_count={processes}", "--heartbeat_timeout_seconds=10"]
@@ -63,7 +61,7 @@ class Job:
                     subprocess.Popen(
                         [*command, f"--process_id={number}"],
                         cwd=directory,
-                        env=environment,
+                        env=variables,
                         stdout=file,
                         stderr=subprocess.STDOUT,
                     )
@@ -149,14 +147,14 @@ def whole(directory) -> Path:
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_metrics_are_those_of_one_process_on_the_same_mesh(processes, whole):
-    """Within 1e-6 in the first RL step; then Adam's eps of 1e-15 may magnify rounding."""
+    """Up to rounding, which every update carries on."""
     expected, found = rows(whole / "1"), rows(whole / str(processes))
     assert len(found) == len(expected) == 1 + 2 + 1 + 6
     for one, many in zip(expected, found, strict=True):
         assert one.keys() == many.keys()
-        within = 1e-6 if one["phase"] == "warmstart" or one["step"] <= 1 else 1e-3
+        within = 1e-6 if one["phase"] == "warmstart" or one["step"] <= 1 else 1e-4
         for name in one.keys() - {"phase", *NOISE}:
-            assert many[name] == pytest.approx(one[name], rel=within, abs=1e-7), (one, name)
+            assert many[name] == pytest.approx(one[name], rel=within, abs=1e-6), (one, name)
         assert many.get(NOISE[1], 0) < 1e-5
 
 
@@ -240,7 +238,7 @@ def test_a_checkpoint_of_two_processes_is_restored_bit_by_bit_in_one_and_four(wh
         Job(whole, processes, "restore_member", run, f"--output={output}").finish()
         with np.load(output) as arrays:
             restored = sorted(arrays[name].tobytes() for name in arrays.files)
-        assert len(restored) > 40
+        assert len(restored) > 30
         assert restored == written
 
 
@@ -265,7 +263,7 @@ def test_where_one_is_killed_the_rest_end_with_a_message_and_the_same_command_go
         assert rows(whole / name) == rows(whole / "2")
 
 
-def test_a_signal_to_one_stops_all_at_one_step_and_four_processes_continue(whole):
+def test_a_signal_to_one_stops_all_at_one_step_and_one_process_continues(whole):
     job = train(whole, 2, "stopped", f"--stopped_exit_status={STOPPED}")
     wait_for_row(job, whole / "stopped", 5)
     job.processes[1].send_signal(signal.SIGTERM)
@@ -279,7 +277,7 @@ def test_a_signal_to_one_stops_all_at_one_step_and_four_processes_continue(whole
     assert stopped < 10
     steps = {int(path.name) for path in (whole / "stopped" / "checkpoints").iterdir()}
     assert max(steps) == stopped - 2  # the rows 0 of both phases are no steps
-    train(whole, 4, "stopped").finish()
+    train(whole, 1, "stopped").finish()
     found, expected = rows(whole / "stopped"), rows(whole / "2")
     assert found[:stopped] == expected[:stopped]
     for one, other in zip(found, expected, strict=True):

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from mmrl import config as configs
+from mmrl.errors import UserError
 from mmrl.train import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "copy_letter.py"
@@ -158,20 +159,30 @@ def test_gradients_that_stay_non_finite_stop_the_run_with_one_clear_line(start, 
     assert rows[-1]["optimizer/skipped"] >= 5 and rows[-1]["step"] < 30
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["sampling.temprature=1"], "Did you mean sampling.temperature"),
-        (["steps=many"], "config.steps"),
-        (["prompts_per_step=7"], "must be a multiple of"),
-        (["mesh.tensor=3"], "needs 3 devices but 1 are there"),
-        (["data.source=nowhere.jsonl"], "no data file nowhere.jsonl"),
-        (["reward=oracles.copy_letter:scor"], "Did you mean score"),
-        (["prompt_length=1"], "prompt 0 has 2 tokens; it must have 1 to 1"),
-    ],
-)
-def test_a_mistake_is_one_line_that_names_the_remedy(overrides, message, start, tmp_path):
-    process = start(tmp_path / "run", *overrides)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert message in output and "Traceback" not in output
+MISTAKES = {
+    "sampling.temprature=1": "Did you mean sampling.temperature",
+    "steps=many": "config.steps",
+    "prompts_per_step=7": "must be a multiple of",
+    "mesh.tensor=3": "needs 3 devices but 1 are there",
+    "data.source=nowhere.jsonl": "no data file nowhere.jsonl",
+    "reward=oracles.copy_letter:scor": "Did you mean score",
+    "prompt_length=1": "prompt 0 has 2 tokens; it must have 1 to 1",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_names_the_remedy(mistake, data_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(data_file.parent)
+    key, _, value = mistake.partition("=")
+    with pytest.raises(UserError) as error:
+        train(configs.override(configs.load(CONFIG), {key: value}), tmp_path / "run")
+    assert MISTAKES[mistake] in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mistake_ends_the_program_with_its_line_alone(start, tmp_path):
+    """Before the run starts, and after."""
+    for mistake in ("steps=many", "prompt_length=1"):
+        process = start(tmp_path / "run", mistake)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert MISTAKES[mistake] in output and "Traceback" not in output
