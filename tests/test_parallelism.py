@@ -18,7 +18,7 @@ from mmrl.training.state import abstract_model, init_params
 
 MODELS = {
     "hybrid": dataclasses.replace(
-        HYBRID, vocab_size=40, num_layers=4, layer_pattern=("lightning", "softmax")
+        HYBRID, vocab_size=40, num_layers=2, layer_pattern=("lightning", "softmax")
     ),
     "dense": dataclasses.replace(
         HYBRID,
