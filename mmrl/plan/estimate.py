@@ -82,7 +82,8 @@ class Step:
     """An RL step to estimate; all mesh sizes are positive.
 
     `micro_batches` are those of all the updates on a rollout together, `updates` how often the
-    optimizer runs, `rollout_batches` how many the sampler draws its prompts in.
+    optimizer runs, `rollout_batches` how many the sampler draws its prompts in, the largest of
+    `rollout_prompts` where they are not as even as can be.
     """
 
     config: DecoderConfig
@@ -91,6 +92,7 @@ class Step:
     micro_batches: int = 1
     updates: int = 1
     rollout_batches: int = 1
+    rollout_prompts: int | None = None
 
     @property
     def micro_batch(self) -> Workload:
@@ -98,7 +100,9 @@ class Step:
 
     @property
     def rollout_batch(self) -> Workload:
-        return self._part(self.rollout_batches)
+        if self.rollout_prompts is None:
+            return self._part(self.rollout_batches)
+        return dataclasses.replace(self.work, prompts=self.rollout_prompts)
 
     def _part(self, parts: int) -> Workload:
         return dataclasses.replace(self.work, prompts=max(-(-self.work.prompts // parts), 1))

@@ -95,6 +95,7 @@ def step_of(config: TrainConfig, topology: Topology) -> Step:
     with user_mistakes():
         mesh = sharding.resolve(config.mesh, topology.count)
     sampling, updates = config.sampling, config.updates_per_rollout
+    batches = _rollout_batches(config, mesh, topology)
     return Step(
         config.model,
         Workload(
@@ -106,13 +107,14 @@ def step_of(config: TrainConfig, topology: Topology) -> Step:
         mesh,
         micro_batches=updates * config.micro_batches,
         updates=updates,
-        rollout_batches=_rollout_batches(config, mesh, topology),
+        rollout_batches=len(batches),
+        rollout_prompts=batches[0].stop,
     )
 
 
-def _rollout_batches(config: TrainConfig, mesh: MeshConfig, topology: Topology) -> int:
-    """How many batches the sampler takes, as `mmrl.rollout.memory.generate_within`."""
-    batches = prompt_batches(
+def _rollout_batches(config: TrainConfig, mesh: MeshConfig, topology: Topology) -> list[slice]:
+    """The batches that the sampler takes, as `mmrl.rollout.memory.generate_within`."""
+    return prompt_batches(
         config.cache_memory_fraction,
         topology.chip.hbm_bytes,
         config.model,
@@ -122,7 +124,6 @@ def _rollout_batches(config: TrainConfig, mesh: MeshConfig, topology: Topology) 
         "decode",
         abstract_mesh(mesh),
     )
-    return len(batches)
 
 
 def _as_compiled(
