@@ -74,6 +74,8 @@ class DecoderConfig:
     `remat` is what the backward pass computes again, layer by layer, to keep less: "none" nothing,
     "full" all but the layer's input, "projections" all but the products with weight matrices (those
     of experts are computed again), "products" all but products of any kind.
+    `head_dtype` is of the product with the head and of the logits; "bfloat16" is what MiniMax-M1's
+    float32 head mends, and is here to compare with.
     `lora` adds adapters to projections; training then changes nothing else.
     `lightning_slopes` names the decay rates' formula (`mmrl.models.attention.layer_slopes`).
     """
@@ -113,6 +115,7 @@ class DecoderConfig:
     initializer_range: float = 0.02
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    head_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
     lora: LoraConfig | None = None
 

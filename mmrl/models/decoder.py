@@ -16,6 +16,7 @@ from mmrl.models.lora import add_adapters
 from mmrl.models.mlp import GatedMLP, MixtureOfExperts
 from mmrl.sharding import constrain, per_device
 from pallas_kernels import fused_head, target
+from pallas_kernels.fused_head import reference
 
 Layers = list[list[nnx.State]]  # the weights of each layer of each run
 
@@ -218,18 +219,17 @@ class Decoder(nnx.Module):
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [..., M] -> logits [..., V], in float32 whatever the compute dtype.
+        """hidden [..., M] -> logits [..., V], float32; `head_dtype` whatever the compute dtype.
 
         The float32 head is MiniMax-M1's fix for training and inference probabilities that drifted
         apart (arXiv 2506.13585, section 3.2).
         """
         weight = self.embedding if self.config.tie_embeddings else self.head
-        return jnp.einsum(
-            "...m,vm->...v",
-            hidden.astype(jnp.float32),
-            weight[...].astype(jnp.float32),
-            precision="highest",
+        dtype = self.config.head_dtype
+        logits = jnp.einsum(
+            "...m,vm->...v", hidden.astype(dtype), weight[...].astype(dtype), precision="highest"
         )
+        return logits.astype(jnp.float32)
 
     def token_logprobs(
         self,
@@ -242,8 +242,11 @@ class Decoder(nnx.Module):
 
         As `logits` and softmax would give them, with no more of the logits in memory than the fused
         head needs. `support` [B, T, K] are the ids that truncated sampling left, or None; a
-        temperature of 0 (greedy) scores at 1. A temperature [B, T] is positive.
+        temperature of 0 (greedy) scores at 1. A temperature [B, T] is positive. A bfloat16 head is
+        not fused: its logits are rounded, which the fused head never does.
         """
+        if self.config.head_dtype != "float32":
+            return self._of_rounded_logits(hidden, tokens, support, temperature)
         if isinstance(temperature, jax.Array):
             fixed, temperatures = 1.0, temperature
         else:
@@ -270,6 +273,16 @@ class Decoder(nnx.Module):
             ((*rows, None), rows, (*rows, None), rows, ("vocab", "embed")),
             (rows, rows),
         )
+
+    def _of_rounded_logits(self, hidden, tokens, support, temperature):
+        """`token_logprobs` from all logits at once."""
+        if isinstance(temperature, jax.Array):
+            temperature = temperature.reshape(-1, 1)
+        logits = self.logits(hidden).reshape(-1, self.config.vocab_size)
+        support = None if support is None else support.reshape(-1, support.shape[-1])
+        found = reference.of_logits(logits / (temperature or 1.0), tokens.reshape(-1), support)
+        logprobs, entropy = (x.reshape(tokens.shape) for x in found)
+        return logprobs, entropy
 
 
 # What each `remat` keeps of a layer beside its input, by the names that the layers give.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmrl.rl.aggregation import AGGREGATIONS, token_weights
 from mmrl.rl.kl import KL_ESTIMATORS, kl_penalty
-from mmrl.rl.metrics import Metrics, token_mean
+from mmrl.rl.metrics import Metrics, by_probability, token_mean
 from mmrl.rl.objectives import OBJECTIVES
 from mmrl.rl.ratios import truncated_importance_weights
 
@@ -37,6 +37,8 @@ class ObjectiveConfig:
         entropy_coefficient: weight of the entropy bonus; 0 is off.
         tis_low, tis_high: bounds, as ratios, of the weights that correct for the sampler;
             `tis_high` None is off.
+        probability_bins: edges, rising between 0 and 1, of the behaviour probabilities by which
+            `mmrl.rl.metrics.by_probability` tells what is clipped; () does not. Not for gspo.
 
     Raises:
         ValueError: an unknown name, a value out of range, or an option the objective has not.
@@ -56,6 +58,7 @@ class ObjectiveConfig:
     entropy_coefficient: float = 0.0
     tis_low: float = 0.0
     tis_high: float | None = None
+    probability_bins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _require_known("name", self.name, OBJECTIVES)
@@ -80,6 +83,11 @@ class ObjectiveConfig:
         _require(self.entropy_coefficient >= 0, "entropy_coefficient must be >= 0")
         tis_in_order = self.tis_high is None or 0 <= self.tis_low < self.tis_high
         _require(tis_in_order, "tis bounds must satisfy 0 <= tis_low < tis_high")
+        edges = (0.0, *self.probability_bins, 1.0)
+        rising = all(low < high for low, high in zip(edges, edges[1:], strict=False))
+        _require(rising, "probability_bins must rise between 0 and 1")
+        tokenwise = self.name != "gspo" or not self.probability_bins
+        _require(tokenwise, "probability_bins are of tokens, and gspo clips whole sequences")
         accepted = _keywords(self.name)
         for option in self.options():
             _require(option in accepted, f"objective {self.name!r} has no option {option}")
@@ -145,6 +153,13 @@ def policy_loss(
     objective = OBJECTIVES[config.name]
     options = config.options() | {"weights": policy_weights}
     loss, metrics = objective(logprobs, old, advantages, mask, **options)
+    if config.probability_bins:
+
+        def of_tokens(logprobs, mask):
+            return objective(logprobs, old, advantages, mask, **options)
+
+        fixed = jax.lax.stop_gradient(logprobs)
+        extra |= by_probability(of_tokens, fixed, old, mask, config.probability_bins)
 
     if config.kl_coefficient > 0:
         reference = _given(reference_logprobs, "kl_coefficient > 0 needs reference_logprobs")

@@ -1,5 +1,7 @@
 """What an objective reports about its batch, and how the reports of micro-batches merge."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -59,6 +61,44 @@ def policy_metrics(
         "tokens/loss": (mask > 0).sum().astype(jnp.float32),
     }
     return jax.lax.stop_gradient(metrics)
+
+
+def by_probability(
+    objective: Callable[[jax.Array, jax.Array], tuple[jax.Array, Metrics]],
+    logprobs: jax.Array,
+    behaviour_logprobs: jax.Array,
+    mask: jax.Array,
+    edges: Sequence[float],
+) -> Metrics:
+    """Which tokens an objective clips, silences and learns from, by their behaviour probability.
+
+    `objective(logprobs, mask)` gives (loss, metrics) of `policy_metrics`, token by token: GSPO's
+    ratio of a sequence would change with the mask. For bin i, probabilities in
+    [edges[i-1], edges[i]), 0 and everything above at the ends:
+        probability/tokens/i     share of the batch's tokens
+        probability/clipped/i    share of the batch's tokens, in the bin and out of bounds
+        probability/dropped/i    the same without gradient although they have an advantage
+        probability/gradient/i   mean over the batch's tokens of |dloss/dlogprob| in the bin
+    Over all bins they sum to 1, `loss/clip_fraction`, `loss/dropped_fraction` and the whole
+    gradient, and merge over micro-batches as means do; a bin's own share is a quotient of two.
+    """
+    probability = jnp.exp(jnp.where(mask > 0, behaviour_logprobs, 0))
+    bins = jnp.searchsorted(jnp.asarray(edges), probability, side="right")
+    inside = (bins == jnp.arange(len(edges) + 1).reshape(-1, *(1,) * mask.ndim)) & (mask > 0)
+    metrics = jax.vmap(lambda kept: objective(logprobs, kept)[1])(inside.astype(mask.dtype))
+    gradient = jax.grad(lambda logprobs: objective(logprobs, mask)[0])(logprobs)
+    share = metrics["tokens/loss"] / jnp.maximum((mask > 0).sum(), 1)
+    found = {
+        "tokens": share,
+        "clipped": share * metrics["loss/clip_fraction"],
+        "dropped": share * metrics["loss/dropped_fraction"],
+        "gradient": jax.vmap(lambda kept: token_mean(jnp.abs(gradient) * kept, mask))(inside),
+    }
+    return {
+        f"probability/{name}/{i}": value
+        for name, values in found.items()
+        for i, value in enumerate(values)
+    }
 
 
 def combine_metrics(metrics: Metrics) -> Metrics:

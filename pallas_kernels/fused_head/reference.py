@@ -20,7 +20,13 @@ def token_logprobs(
     logits = jnp.einsum(
         "nm,vm->nv", hidden.astype(dtype), head.astype(dtype), precision=jax.lax.Precision.HIGHEST
     )
-    logits /= temperature
+    return of_logits(logits / temperature, tokens, support)
+
+
+def of_logits(
+    logits: jax.Array, tokens: jax.Array, support: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """The same from tempered logits [N, V]."""
     logp = jax.nn.log_softmax(logits)
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
     chosen = jnp.take_along_axis(logp, tokens[:, None], axis=1)[:, 0]

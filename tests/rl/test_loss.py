@@ -28,7 +28,8 @@ def batch(seed=0):
 
 def full_config(name, **options):
     terms = dict(kl_kind="k2", kl_coefficient=0.1, entropy_coefficient=0.01, tis_high=2.0)
-    return ObjectiveConfig(name=name, **terms, **options)
+    bins = () if name == "gspo" else (0.1, 0.6)
+    return ObjectiveConfig(name=name, probability_bins=bins, **terms, **options)
 
 
 @pytest.mark.parametrize("aggregation", [None, *AGGREGATIONS])
@@ -176,3 +177,44 @@ def test_the_config_is_hashable_so_it_can_be_static_under_jit():
     loss, _ = jitted(config, *arguments, **optional)
     np.testing.assert_allclose(loss, policy_loss(config, *arguments, **optional)[0], rtol=1e-5)
     assert dataclasses.replace(config) == config
+
+
+@pytest.mark.parametrize("name", ["cispo", "dapo"])
+def test_bins_of_the_behaviour_probability_are_those_counted_token_by_token(name):
+    """By PPO's and CISPO's rules written out, where the mask keeps a token; two bins stay empty."""
+    rng = np.random.default_rng(3)
+    mask = (rng.uniform(size=(4, 2, 30)) < 0.8).astype(np.float32)
+    probability = rng.choice([0.001, 0.04, 0.05, 0.3, 0.95], size=mask.shape).astype(np.float32)
+    ratio = rng.uniform(0.2, 3, size=mask.shape).astype(np.float32)
+    advantage = rng.choice([-1.0, 0.0, 1.0], size=(4, 2)).astype(np.float32)
+    behaviour = np.where(mask > 0, np.log(probability), np.nan)
+    edges = (0.01, 0.03, 0.31, 0.5)
+    config = ObjectiveConfig(name=name, eps_low=0.5, eps_high=0.8, probability_bins=edges)
+    logprobs = behaviour + np.log(ratio)
+    _, metrics = policy_loss(config, logprobs, behaviour, advantage, mask)
+
+    weight = 1 / mask.sum(axis=(1, 2)) / len(mask)
+    counted = np.zeros((4, 5))
+    for p, g, t in np.argwhere(mask > 0):
+        r, a = ratio[p, g, t], advantage[p, g]
+        place = sum(float(np.exp(np.float32(behaviour[p, g, t]))) >= edge for edge in edges)
+        silent = name == "dapo" and ((a > 0 and r > 1.8) or (a < 0 and r < 0.5))
+        scale = np.clip(r, 0.5, 1.8) if name == "cispo" else r
+        gradient = 0 if silent else scale * abs(a) * weight[p]
+        counted[:, place] += (1, r > 1.8 or r < 0.5, silent, gradient)
+    counted /= mask.sum()
+    for row, field in zip(counted, ("tokens", "clipped", "dropped", "gradient"), strict=True):
+        found = [metrics[f"probability/{field}/{i}"] for i in range(5)]
+        np.testing.assert_allclose(found, row, rtol=1e-5, err_msg=field)
+    assert (
+        counted[0, 1] == counted[0, 3] == 0
+        and counted[1, 0] > 0
+        and (counted[2].sum() > 0) == (name == "dapo")
+    )
+
+
+def test_bins_are_refused_where_they_have_no_meaning():
+    with pytest.raises(ValueError, match="must rise between 0 and 1"):
+        ObjectiveConfig(probability_bins=(0.5, 0.1))
+    with pytest.raises(ValueError, match="gspo clips whole sequences"):
+        ObjectiveConfig(name="gspo", probability_bins=(0.5,))
