@@ -10,15 +10,14 @@ from mmrl.studies.cispo_vs_dapo import draw, study, summary
 from mmrl.studies.methods import Plan
 
 PLAN = Plan(
-    steps=3,
-    tuning_steps=1,
+    steps=40,
     learning_rates=(1e-2,),
-    seeds=(0, 1),
-    evaluation_interval=1,
+    seeds=(0,),
+    evaluation_interval=10,
     updates_per_rollout=2,
     prompts_per_step=8,
     held_out_prompts=8,
-    clips={"cispo": ((None, 4.0), (None, 1.0)), "dapo": ((0.2, 0.28),)},
+    clips={"cispo": ((None, 4.0),), "dapo": ((0.2, 0.28),)},
 )
 
 
@@ -30,9 +29,9 @@ def main() -> None:
         base,
         data=replace(base.data, source=data),
         evaluation=replace(base.evaluation, data=held_out),
-        checkpoint=replace(base.checkpoint, interval=1),
+        checkpoint=replace(base.checkpoint, interval=5),
     )
-    runs, results = study(base, PLAN, workdir, processes=2)
+    runs, results = study(base, PLAN, workdir, processes=1)
     print(summary(results))
     draw(runs, workdir / "curves.svg")
 

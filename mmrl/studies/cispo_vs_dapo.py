@@ -41,8 +41,8 @@ _FIGURE = flags.DEFINE_string("figure", None, "Another place for the figure, .sv
 FULL = Plan()
 REDUCED = Plan(
     steps=60,
-    tuning_steps=30,
-    learning_rates=(3e-4,),
+    tuning_steps=40,
+    learning_rates=(1e-4, 3e-4),
     seeds=(0, 1, 2),
     clips={method: clips[:2] for method, clips in CLIPS.items()},
 )
@@ -75,9 +75,10 @@ def study(
         return {s: [workdir / names[s, seed] for seed in seeds] for s in settings}
 
     grids = {method: plan.grid(method) for method in plan.clips}
-    tuned = train_all("tuning", sum(grids.values(), []), plan.tuning_seeds)
+    tried = [s for grid in grids.values() if len(grid) > 1 for s in grid]
+    tuned = train_all("tuning", tried, plan.tuning_seeds)
     heights = {s: float(area(read_curve(runs, "eval/solved")).mean()) for s, runs in tuned.items()}
-    best = {method: max(grid, key=heights.__getitem__) for method, grid in grids.items()}
+    best = {method: max(grid, key=lambda s: heights.get(s, 0.0)) for method, grid in grids.items()}
     final = train_all("final", list(best.values()), plan.seeds)
     runs = {setting.method: directories for setting, directories in final.items()}
     results = {
@@ -121,28 +122,25 @@ def last_with_interval(curve: Curve) -> tuple[float, float, float]:
 
 
 def draw(runs: Mapping[str, list[Path]], path: Path) -> None:
-    """Four panels: held-out solve rate, entropy, gradient norm, and what becomes of rare tokens."""
-    figure, axes = figures.new_figure(2, 2)
+    """Learning, entropy, gradient norm, and what becomes of rare tokens, in six panels."""
+    figure, axes = figures.new_figure(2, 3)
     places = axes.flat
     for name, title, log in (
         ("solved", "held-out solve rate", False),
         ("entropy", "entropy of the policy, nats a token", False),
-        ("gradient_norm", "gradient norm before clipping", True),
+        ("gradient_norm", "gradient norm", True),
+        ("dropped_fraction", "tokens that lose their gradient, share", False),
     ):
         curves = {method: read_curve(dirs, CURVES[name]) for method, dirs in runs.items()}
         figures.draw_curves(next(places), curves, title, log=log)
-    bins = {m: by_probability(dirs, len(PROBABILITY_BINS) + 1) for m, dirs in runs.items()}
-    shares = {
-        f"{method}: {what}": found[name]
-        for method, found in bins.items()
-        for name, what in (
-            ("dropped", "tokens without gradient"),
-            ("clipped", "ratio out of bounds"),
-        )
-        if (name == "clipped") == (method == "cispo")
-    }
-    title = "tokens that the clip touches, share of each bin"
-    figures.draw_bins(next(places), shares, PROBABILITY_BINS, title)
+    found = {m: by_probability(dirs, len(PROBABILITY_BINS) + 1) for m, dirs in runs.items()}
+    clipped = {m: bins["clipped"] for m, bins in found.items()}
+    weight = {m: bins["gradient"] / bins["tokens"] for m, bins in found.items()}
+    for bins, title in (
+        (clipped, "tokens with a ratio out of bounds, share of the bin"),
+        (weight, "gradient a token, over its mean"),
+    ):
+        figures.draw_bins(next(places), bins, PROBABILITY_BINS, title)
     figures.save(figure, path)
 
 

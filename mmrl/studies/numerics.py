@@ -50,12 +50,12 @@ _FIGURE = flags.DEFINE_string("figure", None, "Another place for the figure, .sv
 
 PLAN = Plan(seeds=(0, 1, 2))
 SETTING = Setting("cispo", None, 4.0, 3e-4)
-PAPER = "eps 1e-15, float32 head"
+PAPER = "paper"
 # name: (Adam's eps, dtype of the head)
 VARIANTS = {
     PAPER: (1e-15, "float32"),
-    "eps 1e-8": (1e-8, "float32"),
-    "bfloat16 head": (1e-15, "bfloat16"),
+    "eps-1e-8": (1e-8, "float32"),
+    "bfloat16-head": (1e-15, "bfloat16"),
 }
 
 
@@ -66,35 +66,30 @@ def study(
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, dtype="bfloat16"))
     warm = workdir / "warmstart"
     run_all({"warmstart": warm_start_config(base)}, workdir, 1)
+    names = {name: [f"{name}-seed{seed}" for seed in plan.seeds] for name in VARIANTS}
     runs = {
-        f"{name.replace(' ', '_')}-seed{seed}": variant_config(
-            rl_config(base, plan, SETTING, seed=seed, warm_start=warm), *variant
+        names[name][i]: variant_config(
+            rl_config(base, plan, SETTING, seed=seed, warm_start=warm), *options
         )
-        for seed in plan.seeds
-        for name, variant in VARIANTS.items()
+        for i, seed in enumerate(plan.seeds)
+        for name, options in VARIANTS.items()
     }
     run_all(runs, workdir, processes)
-    found = {
-        name: [workdir / f"{name.replace(' ', '_')}-seed{seed}" for seed in plan.seeds]
-        for name in VARIANTS
-    }
+    found = {name: [workdir / run for run in names[name]] for name in VARIANTS}
     curves = {name: read_curve(directories, "eval/solved") for name, directories in found.items()}
     papers = dict(zip(plan.seeds, found[PAPER], strict=True))
     probe = next(iter(runs.values()))
     results = {
         "plan": configs.to_dict(plan),
         "setting": SETTING.name,
-        "variants": {name: variant(directories) for name, directories in found.items()},
+        "variants": {name: variant_results(directories) for name, directories in found.items()},
         "difference": {
             name: dataclasses.astuple(paired_bootstrap(area(curves[name]), area(curves[PAPER])))
             for name in VARIANTS
             if name != PAPER
         },
         "heads": {"warm start": compare_heads(warm, probe)}
-        | {
-            f"after RL, seed {s}": compare_heads(d, probe)
-            for s, d in zip(plan.seeds, papers, strict=True)
-        },
+        | {f"after RL, seed {seed}": compare_heads(run, probe) for seed, run in papers.items()},
     }
     text = json.dumps(configs.to_dict(results), indent=2)
     (workdir / "results.json").write_text(text + "\n")
@@ -107,7 +102,7 @@ def variant_config(config: TrainConfig, eps: float, head_dtype: str) -> TrainCon
     return dataclasses.replace(config, model=model, optimizer=optimizer)
 
 
-def variant(directories: list[Path]) -> dict[str, Any]:
+def variant_results(directories: list[Path]) -> dict[str, Any]:
     """Of a variant's runs: the solve rate at the end, the curve's height, and the numerics.
 
     The correlation is the least of all steps."""
@@ -158,11 +153,11 @@ def compare_heads(workdir: Path, config: TrainConfig) -> dict[str, float]:
 
 def summary(results: Mapping[str, Any]) -> str:
     """The results as text."""
-    lines = ["variant                   held out solved       height  sampler~trainer  √v < 1e-8"]
+    lines = ["variant        held out solved       height  sampler~trainer  √v < 1e-8"]
     for name, found in results["variants"].items():
         point, low, high = found["held_out_solved"]
         lines.append(
-            f"{name:25} {point:.3f} [{low:.3f}, {high:.3f}]  {found['mean_height']:.4f}  "
+            f"{name:14} {point:.3f} [{low:.3f}, {high:.3f}]  {found['mean_height']:.4f}  "
             f"{found['sampler_trainer_correlation']:.9f}      {found['moments_below_1e-8']:.4f}"
         )
     for name, (point, low, high) in results["difference"].items():

@@ -143,6 +143,30 @@ def test_bfloat16_compute_keeps_the_head_in_float32(hybrid, tokens):
     assert relative_error(logits, expected_logits(hybrid, tokens)) < 0.1
 
 
+def test_a_bfloat16_head_rounds_the_logits_that_both_sampler_and_trainer_read(hybrid):
+    """Rounded logits within bfloat16's error, and the trainer's softmax of just these."""
+    model = Decoder(dataclasses.replace(hybrid.config, head_dtype="bfloat16"), nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    vocabulary, width = model.head.shape
+    hidden = rng.normal(size=(2, 3, width)).astype(np.float32)
+    tokens = rng.integers(0, vocabulary, (2, 3))
+    support = np.stack([tokens, (tokens + 1) % vocabulary, np.full_like(tokens, -1)], axis=-1)
+    support[0, 0] = -1  # a position that nothing truncated
+    logits = np.asarray(model.logits(jnp.asarray(hidden)))
+    assert np.array_equal(logits, logits.astype(jnp.bfloat16).astype(np.float32))
+    exact = hidden.astype(np.float64) @ np.asarray(model.head[...], np.float64).T
+    assert 1e-4 < relative_error(logits, exact) < 1e-2
+    for temperature in (0.7, jnp.asarray([[0.7] * 3, [1.3] * 3])):
+        logprobs, entropy = model.token_logprobs(hidden, tokens, support, temperature)
+        for b, t in np.ndindex(2, 3):
+            z = logits[b, t] / np.broadcast_to(temperature, (2, 3))[b, t]
+            p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+            kept = support[b, t][support[b, t] >= 0]
+            whole = p[kept].sum() if len(kept) else 1.0
+            assert logprobs[b, t] == pytest.approx(np.log(p[tokens[b, t]] / whole), abs=1e-5)
+            assert entropy[b, t] == pytest.approx(-(p * np.log(p)).sum(), abs=1e-5)
+
+
 def test_the_real_m1_has_the_parameters_of_the_released_checkpoint():
     assert parameter_count(minimax_m1()) == (456_089_655_296, 45_944_920_064)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -68,6 +69,15 @@ def assert_equal(found: nnx.State, expected: nnx.State) -> None:
 
 def test_a_run_starts_from_the_pretrained_parameters(config, pretrained, tmp_path):
     run = begin(config, tmp_path / "run")
+    assert_equal(run.state.params, nnx.state(pretrained[0]))
+
+
+def test_a_run_may_read_its_pretrained_head_in_bfloat16(config, pretrained, tmp_path):
+    run = begin(
+        replace(config, model=replace(config.model, head_dtype="bfloat16")), tmp_path / "run"
+    )
+    logits = np.asarray(run.model()(np.arange(3)[None])[0])
+    assert np.array_equal(logits, logits.astype(jnp.bfloat16).astype(np.float32))
     assert_equal(run.state.params, nnx.state(pretrained[0]))
 
 

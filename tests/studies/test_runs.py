@@ -1,0 +1,100 @@
+"""The runs of a study: over processes, resumed after a kill, refused in another's directory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmrl import config as configs
+from mmrl.errors import UserError
+from mmrl.studies.runs import core_shares, is_finished, run_all
+
+TESTS = Path(__file__).parents[1]
+CISPO, DAPO = "final/cispo-eps4-lr0.01-seed0", "final/dapo-eps0.2-0.28-lr0.01-seed0"
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "shares"),
+    [
+        ([0, 1, 2, 3, 4], 2, [(0, 2, 4), (1, 3)]),
+        ([3, 7], 2, [(3,), (7,)]),
+        ([0, 1], 3, [(0,), (1,), (0,)]),
+    ],
+)
+def test_processes_share_the_cores(cores, processes, shares):
+    assert core_shares(cores, processes) == shares
+
+
+def test_a_directory_of_another_config_is_refused(tmp_path):
+    config = configs.load(TESTS / "configs" / "copy_letter.py")
+    (tmp_path / "run").mkdir()
+    configs.save_json(replace(config, seed=1), tmp_path / "run" / "config.json")
+    with pytest.raises(UserError, match="run holds a run of another config; choose another"):
+        run_all({"run": config}, tmp_path, 1)
+    (tmp_path / "run" / "checkpoints" / str(config.steps + config.warmstart.steps)).mkdir(
+        parents=True
+    )
+    configs.save_json(config, tmp_path / "run" / "config.json")
+    assert is_finished(tmp_path / "run", config)
+    run_all({"run": config}, tmp_path, 1)  # nothing is left to run
+
+
+def start(directory: Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "XLA_FLAGS": ""}
+    command = [sys.executable, str(TESTS / "study_member.py"), "study", "data.jsonl"]
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def worker(process: subprocess.Popen) -> int:
+    """The process that trains for `process`."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    [found] = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    return int(found)
+
+
+def rows(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_study_whose_process_was_killed_goes_on_where_it_was(tmp_path):
+    data = [{"prompt": f"{letter}>", "label": letter} for letter in "abcd"] * 4
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    study = tmp_path / "study"
+    process = start(tmp_path)
+    deadline = time.monotonic() + 240
+    while not (study / CISPO / "checkpoints" / "5").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.005)
+    os.kill(worker(process), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a process of the study was killed; the same command goes on" in output
+    assert "Traceback" not in output
+    warm = (study / "warmstart" / "metrics.jsonl").stat().st_mtime_ns
+
+    output, _ = start(tmp_path).communicate(timeout=240)
+    assert "CISPO in half of DAPO's steps:" in output, output
+    assert (study / "warmstart" / "metrics.jsonl").stat().st_mtime_ns == warm
+    for name in (CISPO, DAPO):
+        found = rows(study / name)
+        assert [row["step"] for row in found] == list(range(41))
+        starts = [row["step"] for row in found if "time/first_step_seconds" in row]
+        assert len(starts) == (2 if name == CISPO else 1) and starts[0] == 1
+    results = json.loads((study / "results.json").read_text())
+    last = rows(study / CISPO)[-1]["eval/solved"]
+    assert results["held_out_solved"]["cispo"] == pytest.approx([last] * 3)
+    assert (study / "curves.svg").read_text().count("held-out solve rate") >= 1
