@@ -125,14 +125,14 @@ def draw(runs: Mapping[str, list[Path]], path: Path) -> None:
     """Learning, entropy, gradient norm, and what becomes of rare tokens, in six panels."""
     figure, axes = figures.new_figure(2, 3)
     places = axes.flat
-    for name, title, log in (
-        ("solved", "held-out solve rate", False),
-        ("entropy", "entropy of the policy, nats a token", False),
-        ("gradient_norm", "gradient norm", True),
-        ("dropped_fraction", "tokens that lose their gradient, share", False),
+    for name, title in (
+        ("solved", "held-out solve rate"),
+        ("entropy", "entropy of the policy, nats a token"),
+        ("gradient_norm", "gradient norm"),
+        ("dropped_fraction", "tokens that lose their gradient, share"),
     ):
         curves = {method: read_curve(dirs, CURVES[name]) for method, dirs in runs.items()}
-        figures.draw_curves(next(places), curves, title, log=log)
+        figures.draw_curves(next(places), curves, title)
     found = {m: by_probability(dirs, len(PROBABILITY_BINS) + 1) for m, dirs in runs.items()}
     clipped = {m: bins["clipped"] for m, bins in found.items()}
     weight = {m: bins["gradient"] / bins["tokens"] for m, bins in found.items()}

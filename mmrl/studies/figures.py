@@ -32,13 +32,13 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(path, format=path.suffix[1:], metadata={"Date": None}, dpi=130)
 
 
-def draw_curves(axes: Any, curves: Mapping[str, Curve], title: str, *, log: bool = False) -> None:
+def draw_curves(axes: Any, curves: Mapping[str, Curve], title: str) -> None:
     """Means over seeds with their 95% intervals, a line a name."""
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
         low, high = curve.interval()
         axes.plot(curve.steps, curve.mean(), color=colour, label=name)
         axes.fill_between(curve.steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.set(title=title, xlabel="RL step", yscale="log" if log else "linear")
+    axes.set(title=title, xlabel="RL step")
     axes.legend(frameon=False)
 
 
@@ -49,7 +49,7 @@ def draw_bins(axes: Any, bins: Mapping[str, Any], edges: Sequence[float], title:
     for i, ((name, values), colour) in enumerate(zip(bins.items(), COLOURS, strict=False)):
         places = np.arange(len(values)) + (i - (len(bins) - 1) / 2) * width
         axes.bar(places, np.nan_to_num(values), width, color=colour, label=name)
-    labels = [f"{low:g} to {high:g}" for low, high in zip(bounds, bounds[1:], strict=False)]
+    labels = [f"{low:g}-\n{high:g}" for low, high in zip(bounds, bounds[1:], strict=False)]
     axes.set(title=title, xlabel="behaviour probability of the token")
     axes.set_xticks(range(len(labels)), labels)
     axes.legend(frameon=False)

@@ -46,7 +46,7 @@ class Plan:
 
     steps: int = 100
     tuning_steps: int = 60
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
     tuning_seeds: tuple[int, ...] = (100,)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     evaluation_interval: int = 5
