@@ -34,7 +34,7 @@ from mmrl.report.progress import Progress, print_summary
 from mmrl.rollout import Rollout, SamplingConfig
 from mmrl.rollout.memory import generate_within
 from mmrl.rollout.modes import mode_limits, with_modes
-from mmrl.rollout.sampler import pad_prompts
+from mmrl.rollout.sampler import packed_size, pad_prompts
 from mmrl.sharding import make_mesh
 from mmrl.training.config import TrainConfig
 from mmrl.training.episodes import sample_episodes
@@ -235,7 +235,8 @@ def update_policy(run: Run, rollout: Rollout) -> list[Metrics]:
             extra["reference_logprobs"] = score(state.reference, part.arrays())
         if config.objective.tis_high is not None:
             extra["old_logprobs"] = score(params, part.arrays())
-    for part, extra in zip(parts, scores, strict=True):
+    all_lengths = np.split(np.asarray(rollout.lengths), len(parts))
+    for part, extra, lengths in zip(parts, scores, all_lengths, strict=True):
         params, opt_state, metrics = policy_update(
             params,
             opt_state,
@@ -245,6 +246,7 @@ def update_policy(run: Run, rollout: Rollout) -> list[Metrics]:
             optimizer=run.optimizer,
             objective=config.objective,
             micro_batches=config.micro_batches,
+            packed=packed_size(lengths, part.tokens.shape[-1], config.micro_batches),
         )
         updates.append(metrics)
     run.state = replace(state, params=params, opt_state=opt_state)

@@ -12,6 +12,7 @@ from mmrl.models.cache import Cache, KeyValues, LightningState, read_layer, writ
 from mmrl.models.config import DecoderConfig
 from mmrl.models.layers import LayerInit, RMSNorm, rotate
 from mmrl.models.lora import linear
+from mmrl.models.packing import Packing
 from mmrl.sharding import constrain, per_device
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.lightning_attention.sequence_parallel import (
@@ -34,7 +35,8 @@ class Context:
 
     `positions`, `segment_ids` [B, T] (segment 0 is padding); `angles` [B, T, W/2] of the rotary
     embedding; `cache` after `advance`, or None; `targets` where this pass writes its keys
-    (`Cache.targets`).
+    (`Cache.targets`). With a `packing` activations and angles are those of its one row, and are
+    unpacked to [B, T] where tokens meet.
     """
 
     positions: jax.Array
@@ -42,6 +44,13 @@ class Context:
     angles: jax.Array
     cache: Cache | None
     targets: jax.Array | None = None
+    packing: Packing | None = None
+
+    def pack(self, x: jax.Array) -> jax.Array:
+        return x if self.packing is None else self.packing.pack(x)
+
+    def unpack(self, x: jax.Array) -> jax.Array:
+        return x if self.packing is None else self.packing.unpack(x)
 
 
 def layer_slopes(config: DecoderConfig) -> jax.Array:
@@ -88,14 +97,15 @@ class LightningAttention(nnx.Module):
         context: Context,
         entry: LightningState | None,
         prompt: LightningState | None,
-        index: jax.Array,
+        index: jax.Array | None,
     ) -> tuple[jax.Array, LightningState | None]:
         """x [B, T, M] -> [B, T, M], and the run's cache entry with layer `index` replaced.
 
         `prompt` is not used: a fork repeats the shared prompt's state into `entry`.
         """
         qkv = jax.nn.silu(linear(self, "qkv", "btm,mhe->bthe", x))
-        q, k, v = jnp.split(constrain(constrain(qkv, *WEIGHED), *HEADS), 3, axis=-1)
+        qkv = context.unpack(constrain(qkv, *WEIGHED))
+        q, k, v = jnp.split(constrain(qkv, *HEADS), 3, axis=-1)
         state = None if entry is None else read_layer(entry, index).kv
         out, state = per_device(
             _lightning_attention,
@@ -104,8 +114,10 @@ class LightningAttention(nnx.Module):
             (HEADS, STATE),
         )
         if entry is not None:
-            entry = LightningState(jax.lax.dynamic_update_index_in_dim(entry.kv, state, index, 0))
-        out = constrain(checkpoint_name(out, "attention"), *WEIGHED)
+            if index is not None:
+                state = jax.lax.dynamic_update_index_in_dim(entry.kv, state, index, 0)
+            entry = LightningState(state)
+        out = constrain(context.pack(checkpoint_name(out, "attention")), *WEIGHED)
         out = self.norm(out.reshape(*x.shape[:2], -1)).reshape(out.shape)
         gate = jax.nn.sigmoid(linear(self, "gate", "btm,mhd->bthd", x))
         return linear(self, "out", "bthd,hdm->btm", out * gate), entry
@@ -165,16 +177,17 @@ class SoftmaxAttention(nnx.Module):
         context: Context,
         entry: KeyValues | None,
         prompt: KeyValues | None,
-        index: jax.Array,
+        index: jax.Array | None,
     ) -> tuple[jax.Array, KeyValues | None]:
         """x [B, T, M] -> [B, T, M], and the run's cache entry with the new keys and values written.
 
         `entry` and `prompt`, the shared prompt's cache, hold all layers of the run. `slopes` are
         not used.
         """
-        q = constrain(rotate(self.project(x, "q"), context.angles), *HEADS)
-        k = constrain(rotate(self.project(x, "k"), context.angles), *KEYS).swapaxes(1, 2)
-        v = constrain(self.project(x, "v"), *KEYS).swapaxes(1, 2)
+        q, k = (rotate(self.project(x, name), context.angles) for name in ("q", "k"))
+        q = constrain(context.unpack(q), *HEADS)
+        k = constrain(context.unpack(k), *KEYS).swapaxes(1, 2)
+        v = constrain(context.unpack(self.project(x, "v")), *KEYS).swapaxes(1, 2)
         cache = context.cache
         positions = jnp.where(context.segment_ids != 0, context.positions, -1)
         if cache is not None and entry is not None and cache.slots:
@@ -186,7 +199,8 @@ class SoftmaxAttention(nnx.Module):
             parts = [attend_to_self(q, k, v, positions, segments)]
         if prompt is not None and cache is not None and cache.prompt is not None:
             parts.append(attend(q, prompt, cache.prompt.positions, positions, index))
-        out = constrain(merge_attention(parts) if len(parts) > 1 else parts[0][0], *WEIGHED)
+        out = merge_attention(parts) if len(parts) > 1 else parts[0][0]
+        out = constrain(context.pack(out), *WEIGHED)
         y = linear(self, "out", "bthd,hdm->btm", out)
         if self.config.attention_out_bias:
             y = y + self.out_bias[...].astype(x.dtype)
@@ -230,20 +244,24 @@ def attend_to_self(q, k, v, positions, segments) -> tuple[jax.Array, jax.Array]:
 def attend(q, entry: KeyValues, kv_positions, positions, index) -> tuple[jax.Array, jax.Array]:
     """Attention of q [B, T, H, D] to layer `index` of a cache's run: out, lse.
 
-    The cache has B rows, or those of prompts that B / P rows each continue.
+    The cache has B rows, or those of prompts that B / P rows each continue. The index is None for
+    the entry of one layer.
     """
 
     def function(names, q, k, v, kv_positions, positions, index):
-        k, v = (own_prompts(names, q, own_heads(names, q, x), axis=1) for x in (k, v))
+        axis = 0 if index is None else 1
+        k, v = (own_prompts(names, q, own_heads(names, q, x), axis) for x in (k, v))
         kv_positions = own_prompts(names, q, kv_positions, axis=0)
         return softmax_attention(
             q, k, v, layer=index, q_positions=positions, kv_positions=kv_positions
         )
 
-    keys = (None, "prompts", "activation_kv_heads", None, None)
+    keys: tuple = ("prompts", "activation_kv_heads", None, None)
+    if index is not None:
+        keys, index = (None, *keys), jnp.asarray(index)
     return per_device(
         function,
-        (q, entry.k, entry.v, kv_positions, positions, jnp.asarray(index)),
+        (q, entry.k, entry.v, kv_positions, positions, index),
         (HEADS, keys, keys, ("prompts", None), ("batch", "time"), ()),
         (HEADS, HEADS[:3]),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,17 @@ class KeyValues:
     v: jax.Array
 
 
+Entry = LightningState | KeyValues
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
     """What a model remembers of the tokens it has read.
 
     `layers` has one entry for each run of equal layers in the pattern (`DecoderConfig.runs`), with
-    all L layers of that run in the model stacked.
+    all L layers of that run in the model stacked; `unstacked`, a tuple of L entries of one layer,
+    without the leading axis.
     `positions` [B, S] is the position of the token in each slot, -1 where a slot is empty or holds
     padding; `lengths` [B] counts the tokens of each row. `slot` [] is the next slot to write, the
     same in every row, padding included; it is None where each row writes at its own length and
@@ -44,7 +49,7 @@ class Cache:
     `prompt` is a read-only cache with B / G rows that groups of G rows share.
     """
 
-    layers: tuple[LightningState | KeyValues, ...]
+    layers: tuple[Entry | tuple[Entry, ...], ...]
     positions: jax.Array
     lengths: jax.Array
     slot: jax.Array | None
@@ -60,7 +65,7 @@ class Cache:
         """
         d = config.head_dim
 
-        def run(kind: str, length: int) -> LightningState | KeyValues:
+        def run(kind: str, length: int) -> Entry:
             layers = config.num_groups * length
             if kind == "lightning":
                 state = jnp.zeros((layers, batch, config.num_heads, d, d))
@@ -92,7 +97,7 @@ class Cache:
         if self.prompt is not None:
             raise ValueError("a forked cache cannot be forked again")
 
-        def run(entry: LightningState | KeyValues) -> LightningState | KeyValues:
+        def run(entry: Any) -> Entry:
             if isinstance(entry, LightningState):
                 state = jnp.repeat(entry.kv, group_size, axis=1)
                 return LightningState(constrain(state, *STATE_AXES))
@@ -109,6 +114,51 @@ class Cache:
             slot=jnp.zeros((), jnp.int32),
             prompt=self,
         )
+
+    def unstacked(self) -> "Cache":
+        """The cache with arrays of its own for each layer, for a loop over `Decoder.unstacked`.
+
+        A CPU copies the slice of a stack that a product reads, and a layer's whole array not.
+        """
+
+        def apart(entry: Entry | tuple[Entry, ...]) -> tuple[Entry, ...]:
+            if isinstance(entry, tuple):
+                return entry
+            layers = len(jax.tree.leaves(entry)[0])
+            return tuple(jax.tree.map(lambda x, i=i: x[i], entry) for i in range(layers))
+
+        prompt = None if self.prompt is None else self.prompt.unstacked()
+        return dataclasses.replace(self, layers=tuple(map(apart, self.layers)), prompt=prompt)
+
+    def stacked(self) -> "Cache":
+        """The inverse of `unstacked`."""
+
+        def whole(entry: Entry | tuple[Entry, ...]) -> Entry:
+            if not isinstance(entry, tuple):
+                return entry
+            return jax.tree.map(lambda *layers: jnp.stack(layers), *entry)
+
+        prompt = None if self.prompt is None else self.prompt.stacked()
+        return dataclasses.replace(self, layers=tuple(map(whole, self.layers)), prompt=prompt)
+
+    @property
+    def is_unstacked(self) -> bool:
+        return isinstance(self.layers[0], tuple)
+
+    def take(self, rows: jax.Array, prompts: jax.Array | None = None) -> "Cache":
+        """The cache of some rows, each with a prompt of its own: row i of `prompts` of the shared.
+
+        A number past the last gives the last.
+        """
+        axis = 0 if self.is_unstacked else 1
+        layers = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis, mode="clip"), self.layers)
+        positions, lengths = (
+            jnp.take(x, rows, axis=0, mode="clip") for x in (self.positions, self.lengths)
+        )
+        prompt = None
+        if self.prompt is not None and prompts is not None:
+            prompt = self.prompt.take(prompts)
+        return Cache(layers, positions, lengths, self.slot, prompt)
 
     def targets(self, segment_ids: jax.Array) -> jax.Array:
         """Where T new tokens go: the first slot [], or of independent rows each token's own [B, T].
@@ -135,24 +185,32 @@ class Cache:
         return dataclasses.replace(self, positions=slots, lengths=lengths, slot=slot)
 
 
-def write_slots(entry: KeyValues, k: jax.Array, v: jax.Array, index: jax.Array, targets):
-    """Writes k, v [B, kv_heads, T, D] of layer `index` into the slots of `Cache.targets`."""
+def write_slots(entry: KeyValues, k: jax.Array, v: jax.Array, index: jax.Array | None, targets):
+    """Writes k, v [B, kv_heads, T, D] of layer `index` into the slots of `Cache.targets`.
+
+    The index is None for the entry of one layer of an `unstacked` cache.
+    """
+    layer = () if index is None else (index,)
     if targets.ndim:
         rows = jnp.arange(k.shape[0])[:, None]
 
         def write(slots: jax.Array, new: jax.Array) -> jax.Array:
             # Indices apart from one another put their axes first: [B, T, kv_heads, D].
             new = new.swapaxes(1, 2)
-            return slots.at[index, rows, :, targets].set(new, mode="drop")
+            return slots.at[(*layer, rows, slice(None), targets)].set(new, mode="drop")
 
         return KeyValues(write(entry.k, k), write(entry.v, v))
-    start = (index, 0, 0, targets, 0)
+    start = (*layer, 0, 0, targets, 0)
+    if layer:
+        k, v = k[None], v[None]
     return KeyValues(
-        jax.lax.dynamic_update_slice(entry.k, k[None], start),
-        jax.lax.dynamic_update_slice(entry.v, v[None], start),
+        jax.lax.dynamic_update_slice(entry.k, k, start),
+        jax.lax.dynamic_update_slice(entry.v, v, start),
     )
 
 
-def read_layer(entry: LightningState | KeyValues, index: jax.Array):
-    """Layer `index` of a run's entry, without the leading axis."""
+def read_layer(entry: Entry, index: jax.Array | None):
+    """Layer `index` of a run's entry, without the leading axis; one of its own as it is."""
+    if index is None:
+        return entry
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), entry)

@@ -1,8 +1,10 @@
 """The decoder: one forward function for training, scoring, prefill and decode."""
 
+import dataclasses
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from mmrl.models.config import DecoderConfig, Remat
 from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_angles, rotary_frequencies
 from mmrl.models.lora import add_adapters
 from mmrl.models.mlp import GatedMLP, MixtureOfExperts
+from mmrl.models.packing import Packing
 from mmrl.sharding import constrain, per_device
 from pallas_kernels import fused_head, target
 from pallas_kernels.fused_head import reference
@@ -46,13 +49,14 @@ class DecoderLayer(nnx.Module):
     def __call__(self, h, slopes, context: Context, entry, prompt, index):
         """h [B, T, M] -> [B, T, M], the run's cache entry, and the layer's router statistics.
 
-        The layer is number `index` of its run; `entry` and `prompt` hold the whole run.
+        The layer is number `index` of its run; `entry` and `prompt` hold the whole run, or with
+        index None the layer alone.
         """
         x = self.input_norm(h)
         y, entry = self.attention(x, slopes, context, entry, prompt, index)
         h = self.residual(h, x, y, self.kind)
         x = self.post_attention_norm(h)
-        y, statistics = self.mlp(x, context.segment_ids)
+        y, statistics = self.mlp(x, context.pack(context.segment_ids))
         return self.residual(h, x, y, "mlp"), entry, statistics
 
 
@@ -93,20 +97,29 @@ class Decoder(nnx.Module):
         `segment_ids` [B, T]: 0 is padding, which no token sees and no state counts; without a cache
         other values are packed sequences; with one, the row continues what the cache holds.
         `positions` [B, T] default to counting each sequence's tokens on from the cache.
-        `layers`: the weights as `unstacked` gives them, in a loop over tokens.
+        `layers`: the weights as `unstacked` gives them, in a loop over tokens, together with an
+        `unstacked` cache. The cache comes back as it was given, stacked or not.
         """
         hidden, cache, _ = self.hidden_states(
             tokens, positions=positions, segment_ids=segment_ids, cache=cache, layers=layers
         )
         return self.logits(hidden), cache
 
+    @staticmethod
+    def unstacks() -> bool:
+        """Whether a loop over tokens needs arrays of each layer's own: weights and cache.
+
+        A CPU copies what is sliced out of a stack before it multiplies.
+        """
+        return target.platform() == "cpu"
+
     def unstacked(self) -> Layers | None:
         """The weights of each layer as arrays of their own, by run; None where stacks are as good.
 
-        A CPU copies what a scan slices out of a stack before it multiplies. A loop over tokens
-        calls this before its first step, and pays for one copy instead of one a token.
+        A loop over tokens calls this before its first step, and pays for one copy instead of one a
+        token. Its cache must be `Cache.unstacked` then.
         """
-        if target.platform() != "cpu":
+        if not self.unstacks():
             return None
         states = [nnx.split(run)[1] for run in self.runs]
         layers = [
@@ -123,9 +136,12 @@ class Decoder(nnx.Module):
         segment_ids=None,
         cache: Cache | None = None,
         layers: Layers | None = None,
+        packing: Packing | None = None,
     ):
         """As `__call__`, but returns the final hidden states [B, T, M] and the router statistics.
 
+        With a `packing` of the tokens that are not padding, those of its row, [1, N, M]:
+        projections and feed-forward layers do not see the padding then.
         The statistics are means over the layers: `load_balance` and `max_load` (see
         `MixtureOfExperts`), an empty dict for dense models.
         """
@@ -134,18 +150,25 @@ class Decoder(nnx.Module):
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             positions = _count_positions(segment_ids, cache)
-        angles = rotary_angles(positions, rotary_frequencies(config))
         targets = None if cache is None else cache.targets(segment_ids)
         cache = None if cache is None else cache.advance(positions, segment_ids)
-        context = Context(positions, segment_ids, angles, cache, targets)
-        entries = (None,) * len(self.runs) if cache is None else cache.layers
-        h = constrain(self.embedding[...].astype(config.dtype)[tokens], "rows", "time", "hidden")
+        given = cache
+        entries: tuple = (None,) * len(self.runs)
+        if cache is not None:
+            cache = cache.stacked() if layers is None else cache
+            entries = cache.layers
+        pack = (lambda x: x) if packing is None else packing.pack
+        angles = rotary_angles(pack(positions), rotary_frequencies(config))
+        context = Context(positions, segment_ids, angles, cache, targets, packing)
+        h = self.embedding[...].astype(config.dtype)[pack(tokens)]
+        h = constrain(h, "rows", "time", "hidden")
         if layers is None:
             h, entries, statistics = self._scan_layers(h, entries, context)
         else:
             h, entries, statistics = self._loop_over(layers, h, entries, context)
-        if cache is not None:
-            cache = Cache(entries, cache.positions, cache.lengths, cache.slot, cache.prompt)
+        if given is not None:
+            cache = dataclasses.replace(given, layers=entries)
+            cache = cache.unstacked() if given.is_unstacked else cache
         h = rms_norm(h, self.final_norm[...], config.norm_eps)
         return h, cache, statistics
 
@@ -193,10 +216,10 @@ class Decoder(nnx.Module):
         (h, entries), statistics = jax.lax.scan(group_step, (h, entries), xs)
         return h, entries, self._mean(statistics)
 
-    def _loop_over(self, layers: Layers, h: jax.Array, entries: tuple, context: Context):
-        """As `_scan_layers`, over `unstacked` layers."""
+    def _loop_over(self, layers: Layers, h: jax.Array, entries: Any, context: Context):
+        """As `_scan_layers`, over `unstacked` layers and entries."""
         cache = context.cache
-        prompts = None if cache is None or cache.prompt is None else cache.prompt.layers
+        prompts: Any = None if cache is None or cache.prompt is None else cache.prompt.layers
         graphdefs = [nnx.graphdef(run) for run in self.runs]
         order = [
             (run, group * length + i)
@@ -204,13 +227,16 @@ class Decoder(nnx.Module):
             for run, (_, length) in enumerate(self.config.runs)
             for i in range(length)
         ]
-        carried, statistics = list(entries), []
+        new_entries: list[list] = [[] for _ in entries]
+        statistics = []
         for (run, index), slopes in zip(order, layer_slopes(self.config), strict=True):
             layer = nnx.merge(graphdefs[run], layers[run][index])
-            prompt = None if prompts is None else prompts[run]
-            h, carried[run], stats = layer(h, slopes, context, carried[run], prompt, index)
+            entry = None if cache is None else entries[run][index]
+            prompt = None if prompts is None else prompts[run][index]
+            h, entry, stats = layer(h, slopes, context, entry, prompt, None)
+            new_entries[run].append(entry)
             statistics.append(stats)
-        return h, tuple(carried), self._mean(statistics)
+        return h, tuple(map(tuple, new_entries)), self._mean(statistics)
 
     def _mean(self, statistics: list):
         """Router statistics, in parts with any number of layers each, as means over all layers."""

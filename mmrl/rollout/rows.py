@@ -67,7 +67,8 @@ class RowSettings(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("config", "rows", "slots", "layout"))
 def empty_rows(config: DecoderConfig, rows: int, slots: int, layout: Layout) -> Cache:
     with sharding.layout(layout):
-        return Cache.create(config, rows, slots, independent=True)
+        cache = Cache.create(config, rows, slots, independent=True)
+        return cache.unstacked() if Decoder.unstacks() else cache
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "layout"))
@@ -92,32 +93,26 @@ def read_rows(
     A row that `begins` [R] forgets what it held. A row number past the last stands for no row.
     """
     with sharding.layout(layout):
-        part = _begin(_take(cache, rows), begins)
+        part = _begin(cache.take(rows), begins)
         valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
         model: Decoder = nnx.merge(graphdef, params)
         _, part, _ = model.hidden_states(tokens, segment_ids=valid.astype(jnp.int32), cache=part)
         return _put(cache, rows, part)
 
 
-def _take(cache: Cache, rows: jax.Array) -> Cache:
-    """The cache of these rows; a number past the last gives the last."""
-    layers = jax.tree.map(lambda x: jnp.take(x, rows, axis=1, mode="clip"), cache.layers)
-    positions, lengths = (
-        jnp.take(x, rows, axis=0, mode="clip") for x in (cache.positions, cache.lengths)
-    )
-    return Cache(layers, positions, lengths, None)
-
-
 def _begin(cache: Cache, begins: jax.Array) -> Cache:
     """Empties the rows that begin; keys and values in slots without a position are not seen."""
 
+    def is_state(entry) -> bool:
+        return isinstance(entry, LightningState)
+
     def clear(entry):
-        if not isinstance(entry, LightningState):
+        if not is_state(entry):
             return entry
         return LightningState(jnp.where(begins[:, None, None, None], 0.0, entry.kv))
 
     return Cache(
-        tuple(map(clear, cache.layers)),
+        jax.tree.map(clear, cache.layers, is_leaf=is_state),
         jnp.where(begins[:, None], -1, cache.positions),
         jnp.where(begins, 0, cache.lengths),
         None,
@@ -125,7 +120,8 @@ def _begin(cache: Cache, begins: jax.Array) -> Cache:
 
 
 def _put(cache: Cache, rows: jax.Array, part: Cache) -> Cache:
-    layers = jax.tree.map(lambda x, y: x.at[:, rows].set(y, mode="drop"), cache.layers, part.layers)
+    where = rows if cache.is_unstacked else (slice(None), rows)
+    layers = jax.tree.map(lambda x, y: x.at[where].set(y, mode="drop"), cache.layers, part.layers)
     positions, lengths = (
         x.at[rows].set(y, mode="drop")
         for x, y in ((cache.positions, part.positions), (cache.lengths, part.lengths))

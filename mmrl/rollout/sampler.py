@@ -10,7 +10,9 @@ again, and gradients flow through the shared prompt into all of its responses.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from flax import nnx
 from mmrl import sharding
 from mmrl.data.records import Status
 from mmrl.models import Cache, Decoder
+from mmrl.models.packing import Packing
 from mmrl.rollout.rollout import Rollout
 from mmrl.rollout.sampling import SamplingConfig, certain_streak, draw
 from mmrl.sharding import Layout
@@ -136,6 +139,7 @@ def _sample(
     batch = rows * group
     cache, last = prefill(model, prompt_tokens, prompt_lengths)
     cache, layers = cache.fork(group, length), model.unstacked()
+    cache = cache if layers is None else cache.unstacked()
     fold_in = jax.vmap(jax.random.fold_in)
     prompt_keys = jnp.repeat(fold_in(jnp.broadcast_to(rng, rows), seeds), group)
     keys = fold_in(prompt_keys, jnp.tile(jnp.arange(group), rows))
@@ -144,34 +148,40 @@ def _sample(
     tempered = None if temperatures is None else jnp.repeat(temperatures, group)[:, None]
     repetition = sampling.repetition_stop
 
-    def unfinished(carry):
-        step, status, *_ = carry
-        return (step < length) & jnp.any(status == Status.PENDING)
-
-    def decode(carry):
-        step, status, token, cache, outputs, streak = carry
-        running = status == Status.PENDING
+    def decode(carry: _Decoding) -> _Decoding:
+        running = carry.status == Status.PENDING
         segments = running[:, None].astype(jnp.int32)
-        logits, cache = model(token[:, None], segment_ids=segments, cache=cache, layers=layers)
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-        logits = logits[:, 0] if tempered is None else logits[:, 0] / tempered
+        logits, cache = model(
+            carry.token[:, None], segment_ids=segments, cache=carry.cache, layers=layers
+        )
+        row, whole = carry.row, len(carry.row) == batch  # whole: still in order
+
+        def own(x: jax.Array) -> jax.Array:
+            return x if whole else x[row]
+
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(own(keys), carry.step)
+        logits = logits[:, 0] if tempered is None else logits[:, 0] / own(tempered)
         drawn, logprob, support = draw(logits, step_keys, sampling)
         token = jnp.where(running, drawn, 0)
         new = {"tokens": token, "logprobs": jnp.where(running, logprob, 0.0), "mask": running}
         if support is not None:
             new["support"] = jnp.where(running[:, None], support, -1)
+        where = (carry.step,) if whole else (carry.step, row)
         outputs = jax.tree.map(
-            lambda buffer, value: buffer.at[step].set(value.astype(buffer.dtype)), outputs, new
+            lambda buffer, value: buffer.at[where].set(value.astype(buffer.dtype)),
+            carry.outputs,
+            new,
         )
         stopped = jnp.isin(token, stop_ids)
         ended = jnp.where(stopped, Status.COMPLETED, Status.TRUNCATED)
-        ends = stopped | (step + 1 >= limits)
+        ends = stopped | (carry.step + 1 >= own(limits))
+        streak = carry.streak
         if repetition is not None:
             streak = certain_streak(streak, logprob, repetition.logprob)
             repeats = (streak >= repetition.tokens) & ~stopped
             ended, ends = jnp.where(repeats, Status.REPETITION, ended), ends | repeats
-        status = jnp.where(running & ends, ended, status)
-        return step + 1, status, token, cache, outputs, streak
+        status = jnp.where(running & ends, ended, carry.status)
+        return _Decoding(carry.step + 1, row, status, token, cache, outputs, streak)
 
     outputs = {
         "tokens": jnp.zeros((length, batch), jnp.int32),
@@ -185,10 +195,16 @@ def _sample(
     streak = None
     if repetition is not None:
         streak = jnp.zeros(batch, jnp.int32) if streaks is None else streaks.reshape(batch)
-    carry = (jnp.zeros((), jnp.int32), status, jnp.repeat(last, group), cache, outputs, streak)
-    _, status, _, _, outputs, _ = jax.lax.while_loop(unfinished, decode, carry)
+    step, first = jnp.zeros((), jnp.int32), jnp.repeat(last, group)
+    carry = _Decoding(step, jnp.arange(batch), status, first, cache, outputs, streak)
+    sizes = _batch_sizes(batch, sampling.compactions)
+    for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
+        carry = carry if size == len(carry.row) else _compacted(carry, size, group)
+        carry = jax.lax.while_loop(functools.partial(_more_than, smaller, length), decode, carry)
+        whole = len(carry.row) == batch
+        status = carry.status if whole else status.at[carry.row].set(carry.status)
     outputs = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, group, length, *x.shape[2:]), outputs
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, group, length, *x.shape[2:]), carry.outputs
     )
     zeros = jnp.zeros((rows, group), jnp.float32)
     return Rollout(
@@ -206,10 +222,63 @@ def _sample(
     )
 
 
-def score(model: Decoder, rollout: Rollout, temperature: float) -> dict[str, jax.Array]:
+def packed_size(lengths: np.ndarray, length: int, slices: int = 1) -> int | None:
+    """Places for `score` to pack responses of `lengths` [P, G], at most `length` tokens, into.
+
+    For each of `slices` equal slices of the prompts. An eighth of all places or a multiple of it,
+    so that few sizes are ever compiled; None where packing would save less than an eighth, or where
+    a mesh cuts the rows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    places = lengths.size // slices * length
+    eighth = -(-places // 8)
+    size = -(-int(lengths.reshape(slices, -1).sum(axis=1).max()) // eighth) * eighth
+    return None if size >= places or mesh.size > 1 else max(size, eighth)
+
+
+class _Decoding(NamedTuple):
+    """What a decode step carries over to the next: of R rows, which are `row` [R] of the batch."""
+
+    step: jax.Array
+    row: jax.Array
+    status: jax.Array
+    token: jax.Array
+    cache: Cache
+    outputs: dict[str, jax.Array]  # [T, B, …], of the whole batch
+    streak: jax.Array | None  # as `sampling.repetition_stop` counts
+
+
+def _batch_sizes(batch: int, compactions: int) -> list[int]:
+    """The batch, and the halves that its running rows move into."""
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return [batch]
+    halves = itertools.takewhile(lambda n: n > 0, (batch >> i for i in range(compactions + 1)))
+    return list(halves)
+
+
+def _more_than(rows: int, length: int, carry: _Decoding) -> jax.Array:
+    running = jnp.sum(carry.status == Status.PENDING)
+    return (carry.step < length) & (running > rows)
+
+
+def _compacted(carry: _Decoding, size: int, group: int) -> _Decoding:
+    """The running rows, no more than `size`, filled up with ended ones; each gets its prompt."""
+    order = jnp.argsort(carry.status != Status.PENDING, stable=True)[:size]
+    row = carry.row[order]
+    prompts = row // group if len(carry.row) == carry.outputs["mask"].shape[1] else order
+    cache = carry.cache.take(order, prompts)
+    status, token = carry.status[order], carry.token[order]
+    streak = None if carry.streak is None else carry.streak[order]
+    return _Decoding(carry.step, row, status, token, cache, carry.outputs, streak)
+
+
+def score(
+    model: Decoder, rollout: Rollout, temperature: float, packed: int | None = None
+) -> dict[str, jax.Array]:
     """What the model says of a rollout's tokens, by the sampler's own path and differentiable.
 
-    `temperature` is the sampler's, where the rollout does not hold each prompt's own.
+    `temperature` is the sampler's, where the rollout does not hold each prompt's own. `packed` is
+    the `packed_size` of the rollout, or None to read its padding too.
 
     Returns: `logprobs` and `entropy` [P, G, T] float32 (entropy of the full tempered softmax in
     nats), and the router statistics of the response tokens. Positions outside the mask hold values
@@ -221,16 +290,23 @@ def score(model: Decoder, rollout: Rollout, temperature: float) -> dict[str, jax
     tokens = rollout.tokens.reshape(rows * group, length)
     inputs = jnp.concatenate([jnp.repeat(last, group)[:, None], tokens[:, :-1]], axis=1)
     segments = (jnp.arange(length) < rollout.lengths.reshape(-1, 1)).astype(jnp.int32)
-    hidden, _, statistics = model.hidden_states(inputs, segment_ids=segments, cache=cache)
+    packing = None if packed is None else Packing.of(segments != 0, packed)
+    hidden, _, statistics = model.hidden_states(
+        inputs, segment_ids=segments, cache=cache, packing=packing
+    )
     support = rollout.support
+    support = None if support is None else support.reshape(rows * group, length, -1)
     tempered: float | jax.Array = temperature
     if rollout.temperatures is not None:
         tempered = jnp.repeat(rollout.temperatures, group * length).reshape(tokens.shape)
-    logprobs, entropy = model.token_logprobs(
-        hidden,
-        tokens,
-        None if support is None else support.reshape(rows * group, length, -1),
-        tempered,
-    )
+    if packing is None:
+        logprobs, entropy = model.token_logprobs(hidden, tokens, support, tempered)
+    else:
+        support = None if support is None else packing.pack(support)
+        if isinstance(tempered, jax.Array):
+            tempered = jnp.where(packing.sources < tokens.size, packing.pack(tempered), 1.0)
+        packed_tokens = packing.pack(tokens)
+        logprobs, entropy = model.token_logprobs(hidden, packed_tokens, support, tempered)
+        logprobs, entropy = packing.unpack(logprobs), packing.unpack(entropy)
     shape = (rows, group, length)
     return {"logprobs": logprobs.reshape(shape), "entropy": entropy.reshape(shape), **statistics}

@@ -50,6 +50,9 @@ class SamplingConfig:
     `top_k` 0 and `top_p` 1 switch truncation off; together, top-p acts on what top-k left,
     renormalised. `nucleus_size` bounds the support that top-p alone may keep: the nucleus is cut to
     that many tokens, and the renormalisation counts only those. `repetition_stop` None is off.
+
+    `compactions`: how often the rows that still run move together into half as many, once no more
+    than that run, so that ended rows cost less. Each compiles the decode step again. On one device.
     """
 
     group_size: int = 8
@@ -60,6 +63,7 @@ class SamplingConfig:
     nucleus_size: int = 128
     stop_ids: tuple[int, ...] = ()
     repetition_stop: RepetitionStop | None = None
+    compactions: int = 0
 
     def __post_init__(self):
         for name in ("group_size", "max_new_tokens", "nucleus_size"):
@@ -69,6 +73,8 @@ class SamplingConfig:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.compactions < 0:
+            raise ValueError(f"compactions must be 0 or more, got {self.compactions}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
 

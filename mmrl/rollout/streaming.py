@@ -159,7 +159,8 @@ def piece_width(tokens: int, room: int) -> int:
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
 def _empty_cache(config: DecoderConfig, slots: int) -> Cache:
     """An empty cache of one row; compiled, so that each of its arrays has memory to donate."""
-    return Cache.create(config, 1, slots, independent=True)
+    cache = Cache.create(config, 1, slots, independent=True)
+    return cache.unstacked() if Decoder.unstacks() else cache
 
 
 @jax.jit

@@ -94,7 +94,7 @@ def score_logprobs(
 
 @functools.partial(
     jax.jit,
-    static_argnames=(*STATIC, "objective", "temperature"),
+    static_argnames=(*STATIC, "objective", "temperature", "packed"),
     donate_argnames=("params", "opt_state"),
 )
 def policy_update(
@@ -109,9 +109,11 @@ def policy_update(
     objective: ObjectiveConfig,
     temperature: float,
     micro_batches: int,
+    packed: int | None = None,
 ) -> tuple[nnx.State, optax.OptState, Metrics]:
     """One step of the objective on a rollout, or on a part of one; P a multiple of `micro_batches`.
 
+    `packed` is the `mmrl.rollout.sampler.packed_size` of its micro-batches, or None.
     The sampler's log-probabilities are pi_old: no scoring pass. `scores` holds what the objective
     needs beyond them, [P, G, T]: `reference_logprobs` for a KL term, `old_logprobs` for TIS.
     `logprob/abs_diff_*` and `logprob/correlation`, that of the probabilities, compare the sampler
@@ -122,7 +124,7 @@ def policy_update(
 
     def loss(model: Decoder, slice_):
         rollout, weights, scores = slice_
-        scored = score(model, rollout, temperature)
+        scored = score(model, rollout, temperature, packed)
         value, metrics = policy_loss(
             objective,
             scored["logprobs"],

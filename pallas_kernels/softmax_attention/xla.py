@@ -22,6 +22,7 @@ from pallas_kernels.softmax_attention.blocks import (
 
 FEW_ROWS = 32  # at most this many rows: the keys, not the scores, are the larger array
 FEW_ROWS_SLOTS = 256  # slots of a block then: keys and values that the caches of a CPU hold
+COPIED = 3  # what a slot of a block, which XLA's CPU compiler copies, costs over one read in place
 DENSE_SCORES = 1 << 22  # at most this many scores are computed in one block
 
 MASKED = float(jnp.finfo(jnp.float32).min)  # finite, so that an empty row gives 0 and not nan
@@ -53,7 +54,6 @@ def softmax_attention_xla(
     folded = q.reshape(*split, depth).transpose(0, 3, 2, 1, 4, 5)
     folded = folded.reshape(kv_batch, kv_heads, -1, depth)
     if folded.shape[2] <= FEW_ROWS:
-        k, v, layer = (k, v, layer) if stacked else (k[None], v[None], jnp.zeros((), jnp.int32))
         out, lse = _attend_cache(folded, k, v, layer, rows, slots, scale)
     else:
         k, v = (x[layer] for x in (k, v)) if stacked else (k, v)
@@ -178,34 +178,49 @@ def _dense_gradient(q, k, v, rows, slots, out_bar, lse, shift, scale):
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _attend_cache(q, k, v, layer, rows: Labels, slots: Labels, scale: float):
-    """As `_attend` for the keys and values of one layer of a cache [L, b, h, S, D].
+    """As `_attend` for the keys and values of a layer of a cache [L, b, h, S, D], or [b, h, S, D].
 
     Slots after the last one that any row sees are not read, so a cache with room to spare costs
-    nothing; and a layer's slice of it is never copied as a whole.
+    nothing; and a layer's slice of it is never copied as a whole. An array of one layer is read in
+    place, and whole, once so much of it is filled that copies of the blocks would take longer.
     """
-    n_slots = k.shape[3]
+    n_slots, alone = k.shape[-2], layer is None
     size = min(n_slots, FEW_ROWS_SLOTS)
     seen = (slots.positions >= 0) & (slots.positions <= rows.positions.max(1, keepdims=True))
     filled = jnp.where(seen.any(0), jnp.arange(1, n_slots + 1), 0).max()
 
     def step(i, state):
         start = jnp.minimum(i * size, n_slots - size)
+        first = () if alone else (layer,)
         block_k, block_v = (
-            jax.lax.dynamic_slice(x, (layer, 0, 0, start, 0), (1, *x.shape[1:3], size, x.shape[4]))
+            jax.lax.dynamic_slice(
+                x,
+                (*first, 0, 0, start, 0),
+                (*(1 for _ in first), *x.shape[-4:-2], size, x.shape[-1]),
+            ).reshape(*x.shape[-4:-2], size, x.shape[-1])
             for x in (k, v)
         )
         block = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, 1), slots)
         # The last block overlaps the one before it where its size does not divide S.
         fresh = start + jnp.arange(size) >= i * size
         block = block._replace(positions=jnp.where(fresh, block.positions, -1))
-        return _add_block(state, q, block_k[0], block_v[0], rows, block, scale)
+        return _add_block(state, q, block_k, block_v, rows, block, scale)
 
     state = _no_blocks(q)
     blocks = -(-n_slots // size)
+
+    def by_block(state):
+        return jax.lax.fori_loop(0, jnp.minimum(-(-filled // size), blocks), step, state)
+
+    def in_place(state):
+        return _add_block(state, q, k, v, rows, slots, scale)
+
     if blocks == 1:
-        state = step(0, state)
+        state = in_place(state) if alone else step(0, state)
+    elif alone:
+        state = jax.lax.cond(filled * COPIED > n_slots, in_place, by_block, state)
     else:
-        state = jax.lax.fori_loop(0, jnp.minimum(-(-filled // size), blocks), step, state)
+        state = by_block(state)
     out, lse = _normalise(*state)
     return out.astype(q.dtype), lse
 
@@ -217,6 +232,9 @@ def _attend_cache_forward(q, k, v, layer, rows, slots, scale):
 
 def _attend_cache_backward(scale, residuals, cotangents):
     q, k, v, layer, rows, slots, out, lse = residuals
+    if layer is None:
+        dq, dk, dv, *_ = _attend_backward(scale, (q, k, v, rows, slots, out, lse), cotangents)
+        return dq, dk, dv, None, None, None
     of_layer = (q, k[layer], v[layer], rows, slots, out, lse)
     dq, dk, dv, *_ = _attend_backward(scale, of_layer, cotangents)
     dk, dv = (jnp.zeros_like(x).at[layer].set(dx) for x, dx in ((k, dk), (v, dv)))

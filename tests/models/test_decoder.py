@@ -54,6 +54,23 @@ def test_decoding_token_by_token_equals_the_full_forward_at_every_position(hybri
     assert cache.lengths.tolist() == [tokens.shape[1]] * len(tokens)
 
 
+@pytest.mark.parametrize("room", [0, 300])
+def test_layers_apart_decode_as_a_full_forward_pass(room, hybrid, tokens):
+    """Keys are read in place, and with room to spare in blocks, as far as the cache is filled."""
+    expected = expected_logits(hybrid, tokens)
+
+    @functools.partial(jax.jit, static_argnames="graphdef")
+    def decode(graphdef, params, token, cache):
+        model = nnx.merge(graphdef, params)
+        return model(token, cache=cache, layers=model.unstacked())
+
+    cache = Cache.create(hybrid.config, len(tokens), tokens.shape[1] + room).unstacked()
+    _, cache = forward(hybrid, tokens[:, :18], cache=cache)
+    for t in range(18, tokens.shape[1]):
+        logits, cache = decode(*nnx.split(hybrid), tokens[:, t : t + 1], cache)
+        assert relative_error(logits[:, 0], expected[:, t]) < 1e-5
+
+
 def test_a_prompt_read_in_pieces_with_padding_between_equals_the_whole(hybrid, tokens):
     pieces = [tokens[:, :5], tokens[:, 5:12], tokens[:, 12:]]
     cache = Cache.create(hybrid.config, len(tokens), 64)

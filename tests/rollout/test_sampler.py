@@ -13,7 +13,7 @@ from oracles.small_models import HYBRID
 from mmrl.data.records import Status
 from mmrl.models import Decoder
 from mmrl.rollout import SamplingConfig, generate, score
-from mmrl.rollout.sampler import _generate, pad_prompts
+from mmrl.rollout.sampler import _generate, packed_size, pad_prompts
 from mmrl.rollout.sampling import RepetitionStop
 
 CONFIG = dataclasses.replace(HYBRID, vocab_size=29, num_layers=4)
@@ -61,6 +61,43 @@ def test_the_trainer_scores_what_the_sampler_recorded(setting, model):
     assert rollout.mask.sum() > 40
     assert difference.sum() / rollout.mask.sum() < 1e-6
     assert difference.max() < 1e-4
+
+
+def gradients(model: Decoder, rollout, packed: int | None):
+    """Of a sum over the response tokens, each with a weight of its own."""
+    graphdef, params = nnx.split(model)
+    weights = rollout.mask * np.random.default_rng(0).standard_normal(rollout.mask.shape)
+
+    def loss(params):
+        scored = score(nnx.merge(graphdef, params), rollout, 1.2, packed)
+        return (weights * (scored["logprobs"] + 0.1 * scored["entropy"])).sum()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_packed_responses_have_the_gradients_of_padded_ones(model):
+    sampling = SamplingConfig(group_size=3, max_new_tokens=16, temperature=1.2, top_k=7)
+    limits = np.asarray([[1, 16, 3], [9, 2, 2], [4, 1, 5], [7, 0, 6]])
+    rng = jax.random.key(0)
+    rollout = generate(model, PROMPTS, sampling, rng, max_new_tokens=limits)
+    size = packed_size(np.asarray(rollout.lengths), 16)
+    assert limits.sum() <= size < limits.size * 16 / 2
+    (value, packed), (expected_value, padded) = (
+        gradients(model, rollout, size) for size in (size, None)
+    )
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(packed), jax.tree.leaves(padded), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5 * max(np.abs(y).max(), 1))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "slices", "size"),
+    [([1, 1, 1, 1], 1, 8), ([9, 9, 9, 9], 1, 40), ([16, 1, 16, 1], 2, 20), ([16] * 4, 1, None)],
+)
+def test_the_packed_size_is_the_least_number_of_eighths_that_holds_each_slice(
+    lengths, slices, size
+):
+    assert packed_size(np.asarray(lengths).reshape(4, 1), 16, slices) == size
 
 
 def test_recorded_log_probabilities_are_those_of_the_model_without_a_cache(model):
@@ -132,6 +169,27 @@ def test_sampling_copies_the_parameters_once_on_a_cpu_and_else_not(unstacks, cop
     _generate.clear_cache()
     temporary = _generate.lower(*args).compile().memory_analysis().temp_size_in_bytes
     assert temporary < size * copies
+
+
+def test_rows_that_move_together_draw_the_same_tokens(model):
+    """12 rows, then 6 and 3, in an order of their own: status, limits and prompts go along."""
+    limits = np.asarray([[12, 1, 9], [2, 2, 12], [0, 5, 3], [4, 11, 6]])
+    drawn = [
+        generate(
+            model,
+            PROMPTS,
+            dataclasses.replace(SAMPLING, compactions=compactions),
+            jax.random.key(4),
+            max_new_tokens=limits,
+        )
+        for compactions in (0, 2)
+    ]
+    plain, compacted = drawn
+    assert compacted.tokens.tolist() == plain.tokens.tolist()
+    assert compacted.mask.tolist() == plain.mask.tolist()
+    assert compacted.status.tolist() == plain.status.tolist()
+    assert plain.lengths.max() > 8 and (plain.lengths < 6).sum() > 6
+    np.testing.assert_allclose(compacted.behaviour_logprobs, plain.behaviour_logprobs, atol=1e-5)
 
 
 def test_an_impossible_prompt_is_named():
