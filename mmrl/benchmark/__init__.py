@@ -1,0 +1,1 @@
+"""Times mmrl on this machine: `python -m mmrl.benchmark --help`."""
