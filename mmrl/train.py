@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags, logging
 
 from mmrl import config as configs
@@ -235,8 +236,11 @@ def update_policy(run: Run, rollout: Rollout) -> list[Metrics]:
             extra["reference_logprobs"] = score(state.reference, part.arrays())
         if config.objective.tis_high is not None:
             extra["old_logprobs"] = score(params, part.arrays())
-    all_lengths = np.split(np.asarray(rollout.lengths), len(parts))
-    for part, extra, lengths in zip(parts, scores, all_lengths, strict=True):
+    sizes: list[int | None] = [None] * len(parts)
+    if config.packed_updates:
+        lengths = np.split(np.asarray(rollout.lengths), len(parts))
+        sizes = [packed_size(x, rollout.tokens.shape[-1], config.micro_batches) for x in lengths]
+    for part, extra, size in zip(parts, scores, sizes, strict=True):
         params, opt_state, metrics = policy_update(
             params,
             opt_state,
@@ -246,7 +250,7 @@ def update_policy(run: Run, rollout: Rollout) -> list[Metrics]:
             optimizer=run.optimizer,
             objective=config.objective,
             micro_batches=config.micro_batches,
-            packed=packed_size(lengths, part.tokens.shape[-1], config.micro_batches),
+            packed=size,
         )
         updates.append(metrics)
     run.state = replace(state, params=params, opt_state=opt_state)

@@ -64,7 +64,8 @@ class TrainConfig:
 
     An RL step draws `prompts_per_step` prompts of at most `prompt_length` tokens, samples a group
     for each, and makes `updates_per_rollout` optimizer steps on equal parts of them (16 in the
-    MiniMax-M1 paper), each accumulated over `micro_batches`.
+    MiniMax-M1 paper), each accumulated over `micro_batches`. With `packed_updates` they leave out
+    the padding of responses, for one program of each of at most eight sizes; on one device.
 
     `initial` is a Hugging Face directory, a GGUF file or a run directory to start from, `model` its
     config; without it parameters are random.
@@ -122,6 +123,7 @@ class TrainConfig:
     prompt_length: int = 128
     updates_per_rollout: int = 1
     micro_batches: int = 1
+    packed_updates: bool = False
     advantage: Literal[
         "group_relative",
         "leave_one_out",
