@@ -1,4 +1,4 @@
-"""A study so small that it takes seconds, as a program: python study_member.py WORKDIR DATA."""
+"""Two small runs of a study as a program: python study_member.py WORKDIR DATA."""
 
 import sys
 from dataclasses import replace
@@ -6,38 +6,39 @@ from pathlib import Path
 
 from mmrl import config as configs
 from mmrl.errors import UserError
-from mmrl.studies.cispo_vs_dapo import draw, study, summary
-from mmrl.studies.methods import Plan
+from mmrl.studies.methods import Plan, Setting, rl_config
+from mmrl.studies.runs import run_all
+from mmrl.training.config import TrainConfig
 
 PLAN = Plan(
     steps=40,
-    learning_rates=(1e-2,),
-    seeds=(0,),
-    evaluation_interval=10,
+    evaluation_interval=40,
     updates_per_rollout=2,
     prompts_per_step=8,
     held_out_prompts=8,
-    clips={"cispo": ((None, 4.0),), "dapo": ((0.2, 0.28),)},
 )
 
 
-def main() -> None:
-    workdir, data = Path(sys.argv[1]), sys.argv[2]
+def configs_of(data: str) -> dict[str, TrainConfig]:
     base = configs.load(Path(__file__).parent / "configs" / "copy_letter.py")
     held_out = replace(base.evaluation.data, source=data)
     base = replace(
         base,
+        model=replace(base.model, num_layers=1, layer_pattern=("softmax",), num_experts=0),
         data=replace(base.data, source=data),
         evaluation=replace(base.evaluation, data=held_out),
         checkpoint=replace(base.checkpoint, interval=5),
     )
-    runs, results = study(base, PLAN, workdir, processes=1)
-    print(summary(results))
-    draw(runs, workdir / "curves.svg")
+    setting = Setting("dapo", 0.2, 0.28, 1e-2)
+    runs = {
+        f"seed{seed}": rl_config(base, PLAN, setting, seed=seed, warm_start=Path("none"))
+        for seed in (0, 1)
+    }
+    return {name: replace(run, initial=None) for name, run in runs.items()}
 
 
 if __name__ == "__main__":
     try:
-        main()
+        run_all(configs_of(sys.argv[2]), Path(sys.argv[1]), 1)
     except UserError as error:
         sys.exit(f"error: {error}")

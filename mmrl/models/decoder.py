@@ -304,9 +304,11 @@ class Decoder(nnx.Module):
         """`token_logprobs` from all logits at once."""
         if isinstance(temperature, jax.Array):
             temperature = temperature.reshape(-1, 1)
-        logits = self.logits(hidden).reshape(-1, self.config.vocab_size)
+        else:
+            temperature = temperature or 1.0
+        logits = self.logits(hidden).reshape(-1, self.config.vocab_size) / temperature
         support = None if support is None else support.reshape(-1, support.shape[-1])
-        found = reference.of_logits(logits / (temperature or 1.0), tokens.reshape(-1), support)
+        found = reference.of_logits(logits, tokens.reshape(-1), support)
         logprobs, entropy = (x.reshape(tokens.shape) for x in found)
         return logprobs, entropy
 

@@ -183,8 +183,8 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
     workdir = Path(flags.FLAGS.workdir or f"runs/cispo_vs_dapo{name}")
     runs, results = study(base, plan, workdir, _PROCESSES.value)
     print(summary(results))
-    for path in filter(None, (workdir / "curves.svg", _FIGURE.value)):
-        draw(runs, Path(path))
+    for path in figures.paths(workdir, _FIGURE.value):
+        draw(runs, path)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ def new_figure(rows: int, columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def paths(workdir: Path, further: str | None) -> list[Path]:
+    """Where a study's figure goes: into its workdir, and to another place if one is named."""
+    return [workdir / "curves.svg", *([] if further is None else [Path(further)])]
+
+
 def save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format=path.suffix[1:], metadata={"Date": None}, dpi=130)

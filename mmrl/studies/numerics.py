@@ -19,7 +19,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -48,11 +48,12 @@ flags.declare_key_flag("workdir")
 _PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at once.", lower_bound=1)
 _FIGURE = flags.DEFINE_string("figure", None, "Another place for the figure, .svg or .png.")
 
-PLAN = Plan(seeds=(0, 1, 2))
-SETTING = Setting("cispo", None, 4.0, 3e-4)
+PLAN = Plan(steps=60, seeds=(0, 1, 2))
+SETTING = Setting("cispo", None, 4.0, 1e-4)
+HeadDtype = Literal["float32", "bfloat16"]
 PAPER = "paper"
 # name: (Adam's eps, dtype of the head)
-VARIANTS = {
+VARIANTS: dict[str, tuple[float, HeadDtype]] = {
     PAPER: (1e-15, "float32"),
     "eps-1e-8": (1e-8, "float32"),
     "bfloat16-head": (1e-15, "bfloat16"),
@@ -96,7 +97,7 @@ def study(
     return curves, results
 
 
-def variant_config(config: TrainConfig, eps: float, head_dtype: str) -> TrainConfig:
+def variant_config(config: TrainConfig, eps: float, head_dtype: HeadDtype) -> TrainConfig:
     model = dataclasses.replace(config.model, head_dtype=head_dtype)
     optimizer = dataclasses.replace(config.optimizer, eps=eps)
     return dataclasses.replace(config, model=model, optimizer=optimizer)
@@ -136,19 +137,22 @@ def compare_heads(workdir: Path, config: TrainConfig) -> dict[str, float]:
     model, _ = load(workdir, dtype=config.model.dtype)
     params = nnx.state(model)
     rollout = sample(model, held_out_examples(config), config, config.sampling, jax.random.key(0))
-    scores = [
-        score_logprobs(
+
+    def logprobs(dtype: HeadDtype) -> jax.Array:
+        model_config = dataclasses.replace(config.model, head_dtype=dtype)
+        return score_logprobs(
             params,
             rollout.arrays(),
-            graphdef=abstract_model(dataclasses.replace(config.model, head_dtype=dtype))[0],
+            graphdef=abstract_model(model_config)[0],
             temperature=config.sampling.temperature,
             micro_batches=1,
         )
-        for dtype in ("float32", "bfloat16")
-    ]
-    correlation = probability_correlation(*scores, rollout.mask)
-    difference = token_mean(abs(scores[0] - scores[1]), rollout.mask)
-    return {"correlation": float(correlation), "logprob_difference": float(difference)}
+
+    exact, rounded = logprobs("float32"), logprobs("bfloat16")
+    return {
+        "correlation": float(probability_correlation(exact, rounded, rollout.mask)),
+        "logprob_difference": float(token_mean(abs(exact - rounded), rollout.mask)),
+    }
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -181,10 +185,10 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
     workdir = Path(flags.FLAGS.workdir or "runs/numerics")
     curves, results = study(base, PLAN, workdir, _PROCESSES.value)
     print(summary(results))
-    for path in filter(None, (workdir / "curves.svg", _FIGURE.value)):
+    for path in figures.paths(workdir, _FIGURE.value):
         figure, axes = figures.new_figure(1, 1)
         figures.draw_curves(axes[0, 0], curves, "held-out solve rate")
-        figures.save(figure, Path(path))
+        figures.save(figure, path)
 
 
 if __name__ == "__main__":

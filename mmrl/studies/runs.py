@@ -101,10 +101,15 @@ def _begin_process(shares: Queue) -> None:
     Without the watch a killed study would leave its processes waiting for work.
     """
     os.sched_setaffinity(0, shares.get())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    enable_compilation_cache()
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    enable_compilation_cache()
+    parent.join()
+    os._exit(1)
 
 
 def _run(config: TrainConfig, workdir: Path) -> bool:

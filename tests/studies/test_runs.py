@@ -13,10 +13,10 @@ import pytest
 
 from mmrl import config as configs
 from mmrl.errors import UserError
+from mmrl.studies.cispo_vs_dapo import compare, draw
 from mmrl.studies.runs import core_shares, is_finished, run_all
 
 TESTS = Path(__file__).parents[1]
-CISPO, DAPO = "final/cispo-eps4-lr0.01-seed0", "final/dapo-eps0.2-0.28-lr0.01-seed0"
 
 
 @pytest.mark.parametrize(
@@ -71,30 +71,38 @@ def rows(directory: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_study_whose_process_was_killed_goes_on_where_it_was(tmp_path):
+    """And what it wrote has all that the comparison reads."""
     data = [{"prompt": f"{letter}>", "label": letter} for letter in "abcd"] * 4
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
-    study = tmp_path / "study"
+    first, second = (tmp_path / "study" / f"seed{seed}" for seed in (0, 1))
     process = start(tmp_path)
     deadline = time.monotonic() + 240
-    while not (study / CISPO / "checkpoints" / "5").exists():
+    while not (second / "checkpoints" / "5").exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.005)
     os.kill(worker(process), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
+    assert "[1/2]" in output and "Traceback" not in output
     assert "a process of the study was killed; the same command goes on" in output
-    assert "Traceback" not in output
-    warm = (study / "warmstart" / "metrics.jsonl").stat().st_mtime_ns
+    written = (first / "metrics.jsonl").stat().st_mtime_ns
 
-    output, _ = start(tmp_path).communicate(timeout=240)
-    assert "CISPO in half of DAPO's steps:" in output, output
-    assert (study / "warmstart" / "metrics.jsonl").stat().st_mtime_ns == warm
-    for name in (CISPO, DAPO):
-        found = rows(study / name)
+    process = start(tmp_path)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "[2/2]" in output and "[1/2]" not in output, output
+    assert (first / "metrics.jsonl").stat().st_mtime_ns == written
+    for run, begins in ((first, 1), (second, 2)):
+        found = rows(run)
         assert [row["step"] for row in found] == list(range(41))
-        starts = [row["step"] for row in found if "time/first_step_seconds" in row]
-        assert len(starts) == (2 if name == CISPO else 1) and starts[0] == 1
-    results = json.loads((study / "results.json").read_text())
-    last = rows(study / CISPO)[-1]["eval/solved"]
-    assert results["held_out_solved"]["cispo"] == pytest.approx([last] * 3)
-    assert (study / "curves.svg").read_text().count("held-out solve rate") >= 1
+        assert len([row for row in found if "time/first_step_seconds" in row]) == begins
+
+    found = compare({"cispo": [first, second], "dapo": [first, second]})
+    last = [rows(run)[-1]["eval/solved"] for run in (first, second)]
+    assert found["held_out_solved"]["dapo"][0] == pytest.approx(sum(last) / 2)
+    dropped = [row["loss/dropped_fraction"] for run in (first, second) for row in rows(run)[1:]]
+    assert found["means"]["dropped_fraction"]["dapo"] == pytest.approx(sum(dropped) / 80)
+    bins = found["by_probability"]["dapo"]
+    whole = sum(n * d for n, d in zip(bins["tokens"], bins["dropped"], strict=True) if n)
+    assert whole == pytest.approx(sum(dropped) / 80, abs=1e-6)
+    draw({"cispo": [first], "dapo": [first, second]}, tmp_path / "curves.svg")
+    assert "</svg>" in (tmp_path / "curves.svg").read_text()
