@@ -5,7 +5,6 @@ stopped or killed at any moment continues by the command that began it.
 """
 
 import itertools
-import json
 import multiprocessing
 import os
 import threading
@@ -58,8 +57,10 @@ def run_all(runs: Mapping[str, TrainConfig], directory: Path, processes: int) ->
                 found = read_metrics(directory / name)[-1].get("eval/solved")
                 solved = "" if found is None else f"  held out solved {found:.3f}"
                 print(f"[{count}/{len(runs)}] {minutes:5.1f} min  {name}{solved}", flush=True)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):  # the processes had it too, and saved
+                raise UserError(f"stopped; {GOES_ON}") from error
             raise
 
 
@@ -77,8 +78,7 @@ def core_shares(cores: Sequence[int], processes: int) -> list[tuple[int, ...]]:
 
 def _check_config(workdir: Path, config: TrainConfig) -> None:
     file = workdir / "config.json"
-    wanted = json.loads(json.dumps(configs.to_dict(config)))
-    if file.exists() and json.loads(file.read_text()) != wanted:
+    if file.exists() and configs.load_json(TrainConfig, file) != config:
         raise UserError(f"{workdir} holds a run of another config; choose another --workdir")
 
 
