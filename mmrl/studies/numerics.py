@@ -136,7 +136,9 @@ def compare_heads(workdir: Path, config: TrainConfig) -> dict[str, float]:
     """One held-out rollout of the weights in `workdir`, scored with both heads."""
     model, _ = load(workdir, dtype=config.model.dtype)
     params = nnx.state(model)
-    rollout = sample(model, held_out_examples(config), config, config.sampling, jax.random.key(0))
+    rollout, _ = sample(
+        model, held_out_examples(config), config, config.sampling, jax.random.key(0)
+    )
 
     def logprobs(dtype: HeadDtype) -> jax.Array:
         model_config = dataclasses.replace(config.model, head_dtype=dtype)
