@@ -1,4 +1,4 @@
-"""Does CISPO reach DAPO's score in half the steps? MiniMax-M1, arXiv 2506.13585, section 3.1.
+"""Does CISPO reach DAPO's score in half the steps? MiniMax-M1, arXiv 2506.13585.
 
     python -m mmrl.studies.cispo_vs_dapo --workdir=runs/cispo_vs_dapo --processes=2
 
@@ -29,14 +29,12 @@ from mmrl.studies.methods import (
     rl_config,
     warm_start_config,
 )
-from mmrl.studies.runs import run_all
+from mmrl.studies.runs import PROCESSES, run_all
 from mmrl.training.config import TrainConfig
 
-flags.declare_key_flag("config")  # mmrl.train defines them
-flags.declare_key_flag("workdir")
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at once.", lower_bound=1)
+for _name in ("config", "workdir", "processes", "figure"):  # defined where they are used
+    flags.declare_key_flag(_name)
 _REDUCED = flags.DEFINE_boolean("reduced", False, "The small form.")
-_FIGURE = flags.DEFINE_string("figure", None, "Another place for the figure, .svg or .png.")
 
 FULL = Plan()
 REDUCED = Plan(
@@ -181,9 +179,9 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
     base = configs.override(base, overrides)
     plan, name = (REDUCED, "_reduced") if _REDUCED.value else (FULL, "")
     workdir = Path(flags.FLAGS.workdir or f"runs/cispo_vs_dapo{name}")
-    runs, results = study(base, plan, workdir, _PROCESSES.value)
+    runs, results = study(base, plan, workdir, PROCESSES.value)
     print(summary(results))
-    for path in figures.paths(workdir, _FIGURE.value):
+    for path in figures.paths(workdir):
         draw(runs, path)
 
 

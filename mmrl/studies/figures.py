@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from mmrl.errors import UserError
 from mmrl.studies.analysis import Curve
 
+FIGURE = flags.DEFINE_string("figure", None, "Another place for the figure, .svg or .png.")
 COLOURS = ("#1f5fc4", "#c9540a", "#3b8f3f", "#8a4fbf")
 
 
@@ -22,14 +24,17 @@ def new_figure(rows: int, columns: int) -> tuple[Any, Any]:
             "the study's figure needs matplotlib: pip install '.[plan]', then the same command "
             "again; finished runs are kept"
         ) from error
-    matplotlib.rcParams["svg.hashsalt"] = "mmrl"  # the same figure is the same file
+    matplotlib.rcParams |= {
+        "svg.hashsalt": "mmrl",
+        "svg.fonttype": "none",
+    }  # same figure, same file
     figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def paths(workdir: Path, further: str | None) -> list[Path]:
-    """Where a study's figure goes: into its workdir, and to another place if one is named."""
-    return [workdir / "curves.svg", *([] if further is None else [Path(further)])]
+def paths(workdir: Path) -> list[Path]:
+    """Where a study's figure goes: into its workdir, and to `--figure` if that is given."""
+    return [workdir / "curves.svg", *([Path(FIGURE.value)] if FIGURE.value else [])]
 
 
 def save(figure: Any, path: Path) -> None:

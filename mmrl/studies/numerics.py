@@ -1,4 +1,4 @@
-"""AdamW's eps and the head's precision, two of MiniMax-M1's fixes (arXiv 2506.13585, section 3.2).
+"""AdamW's eps and the head's precision, two of MiniMax-M1's fixes (arXiv 2506.13585).
 
     python -m mmrl.studies.numerics --workdir=runs/numerics --processes=2
 
@@ -36,17 +36,15 @@ from mmrl.rl.metrics import probability_correlation, token_mean
 from mmrl.studies import figures
 from mmrl.studies.analysis import Curve, area, read_curve
 from mmrl.studies.methods import Plan, Setting, rl_config, warm_start_config
-from mmrl.studies.runs import run_all
+from mmrl.studies.runs import PROCESSES, run_all
 from mmrl.train import sample
 from mmrl.training.config import TrainConfig
 from mmrl.training.run import held_out_examples
 from mmrl.training.state import abstract_model
 from mmrl.training.update import score_logprobs
 
-flags.declare_key_flag("config")  # mmrl.train defines them
-flags.declare_key_flag("workdir")
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at once.", lower_bound=1)
-_FIGURE = flags.DEFINE_string("figure", None, "Another place for the figure, .svg or .png.")
+for _name in ("config", "workdir", "processes", "figure"):  # defined where they are used
+    flags.declare_key_flag(_name)
 
 PLAN = Plan(steps=60, seeds=(0, 1, 2))
 SETTING = Setting("cispo", None, 4.0, 1e-4)
@@ -136,9 +134,8 @@ def compare_heads(workdir: Path, config: TrainConfig) -> dict[str, float]:
     """One held-out rollout of the weights in `workdir`, scored with both heads."""
     model, _ = load(workdir, dtype=config.model.dtype)
     params = nnx.state(model)
-    rollout, _ = sample(
-        model, held_out_examples(config), config, config.sampling, jax.random.key(0)
-    )
+    key = jax.random.key(0)
+    rollout, _ = sample(model, held_out_examples(config), config, config.sampling, key)
 
     def logprobs(dtype: HeadDtype) -> jax.Array:
         model_config = dataclasses.replace(config.model, head_dtype=dtype)
@@ -185,9 +182,9 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
     base = configs.load(flags.FLAGS.config or "configs/quickstart.py")
     base = configs.override(base, overrides)
     workdir = Path(flags.FLAGS.workdir or "runs/numerics")
-    curves, results = study(base, PLAN, workdir, _PROCESSES.value)
+    curves, results = study(base, PLAN, workdir, PROCESSES.value)
     print(summary(results))
-    for path in figures.paths(workdir, _FIGURE.value):
+    for path in figures.paths(workdir):
         figure, axes = figures.new_figure(1, 1)
         figures.draw_curves(axes[0, 0], curves, "held-out solve rate")
         figures.save(figure, path)

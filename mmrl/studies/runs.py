@@ -16,6 +16,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 
 import jax
+from absl import flags
 
 from mmrl import config as configs
 from mmrl.compilation import enable_compilation_cache
@@ -24,6 +25,7 @@ from mmrl.report.metrics import read_metrics
 from mmrl.train import train
 from mmrl.training.config import TrainConfig
 
+PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at once.", lower_bound=1)
 GOES_ON = "the same command goes on from the checkpoints"
 
 

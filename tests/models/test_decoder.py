@@ -169,12 +169,13 @@ def test_a_bfloat16_head_rounds_the_logits_that_both_sampler_and_trainer_read(hy
     tokens = rng.integers(0, vocabulary, (2, 3))
     support = np.stack([tokens, (tokens + 1) % vocabulary, np.full_like(tokens, -1)], axis=-1)
     support[0, 0] = -1  # a position that nothing truncated
-    logits = np.asarray(model.logits(jnp.asarray(hidden)))
+    logits = np.asarray(nnx.jit(Decoder.logits)(model, hidden))
     assert np.array_equal(logits, logits.astype(jnp.bfloat16).astype(np.float32))
     exact = hidden.astype(np.float64) @ np.asarray(model.head[...], np.float64).T
     assert 1e-4 < relative_error(logits, exact) < 1e-2
     for temperature in (0.7, jnp.asarray([[0.7] * 3, [1.3] * 3])):
-        logprobs, entropy = model.token_logprobs(hidden, tokens, support, temperature)
+        score = functools.partial(Decoder.token_logprobs, temperature=temperature)
+        logprobs, entropy = nnx.jit(score)(model, hidden, tokens, support)
         for b, t in np.ndindex(2, 3):
             z = logits[b, t] / np.broadcast_to(temperature, (2, 3))[b, t]
             p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from study_member import configs_of
 
 from mmrl import config as configs
 from mmrl.errors import UserError
 from mmrl.studies.cispo_vs_dapo import compare, draw
+from mmrl.studies.numerics import compare_heads, small_moments
 from mmrl.studies.runs import core_shares, is_finished, run_all
 
 TESTS = Path(__file__).parents[1]
@@ -71,7 +73,7 @@ def rows(directory: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_study_whose_process_was_killed_goes_on_where_it_was(tmp_path):
-    """And what it wrote has all that the comparison reads."""
+    """And what it wrote has all that the studies read."""
     data = [{"prompt": f"{letter}>", "label": letter} for letter in "abcd"] * 4
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     first, second = (tmp_path / "study" / f"seed{seed}" for seed in (0, 1))
@@ -106,3 +108,8 @@ def test_a_study_whose_process_was_killed_goes_on_where_it_was(tmp_path):
     assert whole == pytest.approx(sum(dropped) / 80, abs=1e-6)
     draw({"cispo": [first], "dapo": [first, second]}, tmp_path / "curves.svg")
     assert "</svg>" in (tmp_path / "curves.svg").read_text()
+
+    heads = compare_heads(second, configs_of(str(tmp_path / "data.jsonl"))["seed1"])
+    assert 0.99 < heads["correlation"] < 1 and 1e-5 < heads["logprob_difference"] < 1e-1
+    shares = [small_moments(second, bound) for bound in (1e-30, 1e-8, 1e-3, 1e3)]
+    assert shares == sorted(shares) and shares[0] == 0 and 0 < shares[2] < 1 and shares[3] == 1
