@@ -253,8 +253,8 @@ class Decoder(nnx.Module):
         weight = self.embedding if self.config.tie_embeddings else self.head
         exact = self.config.head_dtype == "float32"
         rounded = (lambda x: x) if exact else _bfloat16_values
-        hidden, weight = (rounded(x.astype(jnp.float32)) for x in (hidden, weight[...]))
-        return rounded(jnp.einsum("...m,vm->...v", hidden, weight, precision="highest"))
+        operands = (rounded(x.astype(jnp.float32)) for x in (hidden, weight[...]))
+        return rounded(jnp.einsum("...m,vm->...v", *operands, precision="highest"))
 
     def token_logprobs(
         self,
