@@ -22,15 +22,15 @@ from mmrl.rewards.calibration import Calibration, calibration
 from mmrl.rewards.mixture import WeightedReward, mixture
 from mmrl.rewards.runner import score
 
-_RESPONSES = flags.DEFINE_string(
-    "responses", None, "What mmrl.evaluate --output wrote.", required=True
-)
-_REWARD = flags.DEFINE_string("reward", "mmrl.rewards.judge:grade", "Import path of the judge.")
-_SETTINGS = flags.DEFINE_string("settings", "{}", "JSON: keyword arguments of the judge.")
-_THRESHOLD = flags.DEFINE_float("threshold", 0.5, "A reward from here on says right.")
-_WORKERS = flags.DEFINE_integer("workers", 16, "Calls that run at once.", lower_bound=1)
-_TIMEOUT = flags.DEFINE_float("timeout_seconds", 120.0, "Time of a call.", lower_bound=0.1)
-_JSON = flags.DEFINE_boolean("json", False, "Prints one JSON object in place of the table.")
+
+def define_flags() -> None:
+    flags.DEFINE_string("responses", None, "What mmrl.evaluate --output wrote.", required=True)
+    flags.DEFINE_string("reward", "mmrl.rewards.judge:grade", "Import path of the judge.")
+    flags.DEFINE_string("settings", "{}", "JSON: keyword arguments of the judge.")
+    flags.DEFINE_float("threshold", 0.5, "A reward from here on says right.")
+    flags.DEFINE_integer("workers", 16, "Calls that run at once.", lower_bound=1)
+    flags.DEFINE_float("timeout_seconds", 120.0, "Time of a call.", lower_bound=0.1)
+    flags.DEFINE_boolean("json", False, "Prints one JSON object in place of the table.")
 
 
 def table(found: Calibration) -> str:
@@ -51,8 +51,8 @@ def table(found: Calibration) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write --responses={argv[1]}")
-    rows = read_rows(Path(_RESPONSES.value))
-    part = WeightedReward(_REWARD.value, settings=parse_settings(_SETTINGS.value))
+    rows = read_rows(Path(flags.FLAGS.responses))
+    part = WeightedReward(flags.FLAGS.reward, settings=parse_settings(flags.FLAGS.settings))
     samples = [
         Sample(
             prompt=row["prompt"],
@@ -63,7 +63,10 @@ def main(argv: list[str]) -> None:
         for row in rows
     ]
     results = score(
-        samples, mixture([part]), timeout_seconds=_TIMEOUT.value, max_workers=_WORKERS.value
+        samples,
+        mixture([part]),
+        timeout_seconds=flags.FLAGS.timeout_seconds,
+        max_workers=flags.FLAGS.workers,
     )
     judged = [(row, r) for row, r in zip(rows, results, strict=True) if r.error is None]
     if not judged:
@@ -73,13 +76,14 @@ def main(argv: list[str]) -> None:
         [row["solved"] >= 1 for row, _ in judged],
         [row["tokens"] for row, _ in judged],
         [(row["task"], row["problem"]) for row, _ in judged],
-        _THRESHOLD.value,
+        flags.FLAGS.threshold,
     )
-    print(json.dumps(dataclasses.asdict(found)) if _JSON.value else table(found))
+    print(json.dumps(dataclasses.asdict(found)) if flags.FLAGS.json else table(found))
     if len(judged) < len(rows):
         first = next(result.error for result in results if result.error)
         print(f"{len(rows) - len(judged)} of {len(rows)} were not judged, the first: {first}")
 
 
 if __name__ == "__main__":
+    define_flags()
     configs.run(main)

@@ -20,17 +20,17 @@ from mmrl.data.files import read_rows
 from mmrl.errors import UserError
 from mmrl.evaluation.summary import read_rows as read_responses
 
-_SOURCE = flags.DEFINE_string(
-    "source", None, "The .jsonl or .parquet file that was evaluated.", required=True
-)
-_RESPONSES = flags.DEFINE_string(
-    "responses", None, "What mmrl.evaluate --output wrote of it.", required=True
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "The .jsonl file of the rows that are kept.", required=True
-)
-_LOW = flags.DEFINE_float("low", 0.0, "A row's pass rate must be above this.")
-_HIGH = flags.DEFINE_float("high", 0.9, "A row's pass rate must be below this.")
+
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "source", None, "The .jsonl or .parquet file that was evaluated.", required=True
+    )
+    flags.DEFINE_string(
+        "responses", None, "What mmrl.evaluate --output wrote of it.", required=True
+    )
+    flags.DEFINE_string("output", None, "The .jsonl file of the rows that are kept.", required=True)
+    flags.DEFINE_float("low", 0.0, "A row's pass rate must be above this.")
+    flags.DEFINE_float("high", 0.9, "A row's pass rate must be below this.")
 
 
 def pass_rates(responses: Iterable[Mapping[str, Any]]) -> dict[int, float]:
@@ -58,21 +58,22 @@ def select(rows: list[Any], rates: Mapping[int, float], low: float, high: float)
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write --source={argv[1]}")
-    rows = [row for _, row in read_rows(_SOURCE.value)]
-    rates = pass_rates(read_responses(Path(_RESPONSES.value)))
-    kept = select(rows, rates, _LOW.value, _HIGH.value)
-    easy = sum(rate >= _HIGH.value for rate in rates.values())
-    hard = sum(rate <= _LOW.value for rate in rates.values())
+    rows = [row for _, row in read_rows(flags.FLAGS.source)]
+    rates = pass_rates(read_responses(Path(flags.FLAGS.responses)))
+    kept = select(rows, rates, flags.FLAGS.low, flags.FLAGS.high)
+    easy = sum(rate >= flags.FLAGS.high for rate in rates.values())
+    hard = sum(rate <= flags.FLAGS.low for rate in rates.values())
     try:
-        with open(_OUTPUT.value, "w", encoding="utf-8") as file:
+        with open(flags.FLAGS.output, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
     except OSError as error:
-        raise UserError(f"--output={_OUTPUT.value}: {error.strerror}") from error
+        raise UserError(f"--output={flags.FLAGS.output}: {error.strerror}") from error
     print(
-        f"{len(kept)} of {len(rows)} rows kept in {_OUTPUT.value}: {easy} are solved, {hard} "
+        f"{len(kept)} of {len(rows)} rows kept in {flags.FLAGS.output}: {easy} are solved, {hard} "
         f"never, {len(rows) - len(rates)} were not measured"
     )
 
 
 if __name__ == "__main__":
+    define_flags()
     configs.run(main)

@@ -17,7 +17,7 @@ TOOLS = [
 ]
 STATUSES = (
     "completed", "turn_limit", "truncated", "failed", "tool_time_limit", "turn_token_limit",
-    "time_limit", "aborted", "pending",
+    "time_limit", "aborted", "pending", "repetition",
 )  # fmt: skip
 PYTHON = json.dumps(
     {"code": 'total = 0\nfor n in range(7):\n    total += n ** 2\nprint("sum", total)'}
@@ -95,7 +95,7 @@ def long_episode(turns=50, tokens=8192, **more):
 def agent_rows():
     """A step: groups of every status, with rewards and numbers of turns that differ."""
     rows = []
-    for i in range(18):
+    for i in range(2 * len(STATUSES)):
         status = STATUSES[i % len(STATUSES)] if i else "completed"
         reward = [1.0, 0.0, 0.25, 0.0, 0.5, -0.5][i % 6]
         more = {

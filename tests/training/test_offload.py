@@ -100,7 +100,7 @@ def test_a_checkpoint_of_an_offloaded_state_continues_on_host_or_device(then, me
     with checkpoint.open_checkpoints(tmp_path, CheckpointConfig()) as manager:
         checkpoint.save(manager, 2, state, {})
         manager.wait_until_finished()
-        restored, _ = checkpoint.restore(manager, 2, train(then, mesh, 0))
+        restored, *_ = checkpoint.restore(manager, 2, train(then, mesh, 0))
     assert kinds(restored[1]) == {
         (True, "pinned_host" if then.offload else "device"),
         (False, "device"),
