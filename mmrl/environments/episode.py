@@ -8,8 +8,9 @@ ids that are trained on are the ids that were sampled.
 """
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,9 +87,28 @@ async def play(
     """
     episode = Episode(example)
     try:
-        await session.begin()
-        async with asyncio.timeout(limits.seconds) as clock:
+        async with timed(episode, session, limits.seconds):
             episode.status = await _turns(episode, session, environment, tokenizer, limits)
+    finally:
+        try:
+            await environment.close()
+        except Exception as error:
+            logging.warning("An environment did not close: %s: %s", type(error).__name__, error)
+        session.close()
+    return episode
+
+
+@contextlib.asynccontextmanager
+async def timed(episode: Episode, session: Session, seconds: float) -> AsyncIterator[None]:
+    """What happens within, once the session has a row, may take `seconds`.
+
+    The episode ends by TIME_LIMIT after them and is FAILED by what is raised, but for a
+    `UserError`, which is raised again.
+    """
+    try:
+        await session.begin()
+        async with asyncio.timeout(seconds) as clock:
+            yield
     except TimeoutError as error:
         if clock.expired():
             episode.status = Status.TIME_LIMIT
@@ -98,13 +118,6 @@ async def play(
         raise
     except Exception as error:  # an environment may raise anything
         episode.status, episode.error = Status.FAILED, f"{type(error).__name__}: {error}"
-    finally:
-        try:
-            await environment.close()
-        except Exception as error:
-            logging.warning("An environment did not close: %s: %s", type(error).__name__, error)
-        session.close()
-    return episode
 
 
 async def _turns(

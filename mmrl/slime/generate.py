@@ -10,7 +10,6 @@ the sampler drew there, with the sampler's log-probability. Where the function w
 edited context, tokens before it have the log-probabilities that the function kept.
 """
 
-import asyncio
 import dataclasses
 import functools
 import inspect
@@ -20,6 +19,7 @@ from typing import Any
 
 from mmrl.data import Example, Sample, Status, prompt_tokens
 from mmrl.environments import Episode, EpisodeLimits
+from mmrl.environments.episode import timed
 from mmrl.errors import UserError
 from mmrl.rewards.runner import resolve
 from mmrl.rewards.slime_functions import Arguments, provide_slime
@@ -44,20 +44,10 @@ async def generated(
     endpoint = Endpoint(session, tokenizer, len(prompt) + limits.tokens)
     token = ENDPOINT.set(endpoint)
     try:
-        await session.begin()
-        async with asyncio.timeout(limits.seconds) as clock:
+        async with timed(episode, session, limits.seconds):
             sample = _sample(example, tokenizer, session.number)
             sample = await function(sample, sampling_params(session.sampling))
-        _fill(episode, sample, endpoint, limits.tokens)
-    except TimeoutError as error:
-        if clock.expired():
-            episode.status = Status.TIME_LIMIT
-        else:
-            episode.status, episode.error = Status.FAILED, f"TimeoutError: {error}"
-    except UserError:
-        raise
-    except Exception as error:  # the function may raise anything
-        episode.status, episode.error = Status.FAILED, f"{type(error).__name__}: {error}"
+            _fill(episode, sample, endpoint, limits.tokens)
     finally:
         ENDPOINT.reset(token)
         session.close()
