@@ -10,14 +10,11 @@ from pathlib import Path
 
 import jax
 import pytest
-import tokenizers
 import uvicorn
-from flax import nnx
+from byte_checkpoint import make_checkpoint
 from serving.serving_tools import ENDLESS
-from tokenizers import decoders, models, pre_tokenizers
 
-from mmrl.models import Decoder, DecoderConfig, load
-from mmrl.models.pretrained.save import save_hf
+from mmrl.models import Decoder, load
 from mmrl.rollout import SamplingConfig
 from mmrl.rollout.continuous import Turn
 from mmrl.rollout.modes import Mode
@@ -36,39 +33,7 @@ NAME = "tiny"
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("serving") / NAME)
-
-
-def make_checkpoint(folder: Path) -> Path:
-    """Qwen2's architecture with the tokens of bytes, one small layer, and ChatML's template."""
-    special = ["<|im_end|>", "<|im_start|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = tokenizers.Tokenizer(
-        models.BPE({token: i for i, token in enumerate([*special, *alphabet])}, [])
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(special)
-    (folder.parent / "tokenizer").mkdir()
-    backend.save(str(folder.parent / "tokenizer" / "tokenizer.json"))
-    (folder.parent / "tokenizer" / "tokenizer_config.json").write_text(
-        '{"eos_token": "<|im_end|>"}'
-    )
-    tokenizer = PretrainedTokenizer(str(folder.parent / "tokenizer"), template="chatml")
-    config = DecoderConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        intermediate_size=16,
-        layer_pattern=("softmax",),
-        attention_bias=True,
-        initializer_range=0.2,
-    )
-    save_hf(nnx.state(Decoder(config, nnx.Rngs(7))), config, folder, tokenizer)
-    return folder
+    return make_checkpoint(tmp_path_factory.mktemp("serving") / NAME, template="chatml")
 
 
 @pytest.fixture(scope="session")
