@@ -5,6 +5,8 @@ layers to 1 softmax layer, 4 experts of 512, 15.6M parameters, float32. Medians 
 one that compiles; one JSON line. `read_gb_s` is the memory bandwidth, by the faster of two programs
 that do nothing else, and `decode_of_bandwidth` the share of it that decoding reaches, counting one
 read of the parameters and of the filled cache a step (for mixtures too, so an upper bound there).
+Decoding begins with each layer's weights cut out of their stacks, which chat and server do once for
+a model and a rollout once for its batch.
 """
 
 import dataclasses
@@ -19,6 +21,8 @@ from flax import nnx
 from mmrl.benchmark.timing import median_seconds, read_bandwidth
 from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder, load, minimax_m1
+from mmrl.models.decoder import Layers
+from mmrl.rollout.rows import unstacked_layers
 from mmrl.rollout.sampling import categorical
 
 MODEL = minimax_m1(
@@ -54,11 +58,15 @@ def prefill(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array, slots:
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "new_tokens"))
 def decode(
-    graphdef: nnx.GraphDef, params: nnx.State, cache: Cache, key: jax.Array, new_tokens: int
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    layers: Layers | None,
+    cache: Cache,
+    key: jax.Array,
+    new_tokens: int,
 ) -> jax.Array:
     """Samples `new_tokens` tokens a row after the cache; [B] the last of them."""
     model = nnx.merge(graphdef, params)
-    layers = model.unstacked()
     cache = cache if layers is None else cache.unstacked()
 
     def step(index, carry):
@@ -125,6 +133,7 @@ def figures(
     """Tokens a second; with `transformers` its generate() on the checkpoint at that path too."""
     config = model.config
     graphdef, params = nnx.split(model)
+    layers = unstacked_layers(graphdef, params, "train")
     found: dict[str, float] = {"params": sum(x.size for x in jax.tree.leaves(params))}
     bandwidth = read_bandwidth()
     found["read_gb_s"] = bandwidth / 1e9
@@ -136,7 +145,7 @@ def figures(
         shape = (batch, context)
         tokens = jax.random.randint(jax.random.key(0), shape, 0, config.vocab_size)
         cache = prefill(graphdef, params, tokens, slots=context + new_tokens)
-        run = functools.partial(decode, graphdef, params, cache, jax.random.key(1), new_tokens)
+        run = functools.partial(decode, graphdef, params, layers, cache, jax.random.key(1), new_tokens)
         seconds = median_seconds(run, repeats)
         name, generated = f"b{batch}_ctx{context}", batch * new_tokens
         found[f"decode_tok_s_{name}"] = generated / seconds

@@ -6,7 +6,8 @@ CISPO, DAPO and GRPO from one warm start, 16 optimizer steps on a rollout. Each 
 of clips and learning rates of the same size, on seeds and held-out problems of their own, by the
 mean height of its held-out curve; then the best settings run on further seeds. Writes results.json
 and curves.svg into the workdir, and prints a summary. Stopped or killed, it goes on by the same
-command. `--reduced` is a small grid, shorter runs and fewer seeds.
+command. `--reduced` is a small grid, shorter runs and fewer seeds; `--notune` takes the settings that
+an earlier tuning found.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from mmrl.studies.analysis import Curve, area, by_probability, race, read_curve
 from mmrl.studies.methods import (
     CLIPS,
     PROBABILITY_BINS,
+    TUNED_CLIPS,
     Plan,
     Setting,
     rl_config,
@@ -35,6 +37,7 @@ from mmrl.training.config import TrainConfig
 for _name in ("config", "workdir", "processes", "figure"):  # defined where they are used
     flags.declare_key_flag(_name)
 _REDUCED = flags.DEFINE_boolean("reduced", False, "The small form.")
+_TUNE = flags.DEFINE_boolean("tune", True, "False takes the settings that docs/studies.md found.")
 
 FULL = Plan()
 REDUCED = Plan(
@@ -178,6 +181,8 @@ def main(argv: list[str], overrides: dict[str, str]) -> None:
     base = configs.load(flags.FLAGS.config or "configs/quickstart.py")
     base = configs.override(base, overrides)
     plan, name = (REDUCED, "_reduced") if _REDUCED.value else (FULL, "")
+    if not _TUNE.value:
+        plan = dataclasses.replace(plan, learning_rates=(1e-4,), clips=TUNED_CLIPS)
     workdir = Path(flags.FLAGS.workdir or f"runs/cispo_vs_dapo{name}")
     runs, results = study(base, plan, workdir, PROCESSES.value)
     print(summary(results))
