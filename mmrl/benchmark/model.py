@@ -145,7 +145,8 @@ def figures(
         shape = (batch, context)
         tokens = jax.random.randint(jax.random.key(0), shape, 0, config.vocab_size)
         cache = prefill(graphdef, params, tokens, slots=context + new_tokens)
-        run = functools.partial(decode, graphdef, params, layers, cache, jax.random.key(1), new_tokens)
+        arrays = params, layers, cache, jax.random.key(1)
+        run = functools.partial(decode, graphdef, *arrays, new_tokens)
         seconds = median_seconds(run, repeats)
         name, generated = f"b{batch}_ctx{context}", batch * new_tokens
         found[f"decode_tok_s_{name}"] = generated / seconds

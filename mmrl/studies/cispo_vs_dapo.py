@@ -6,8 +6,8 @@ CISPO, DAPO and GRPO from one warm start, 16 optimizer steps on a rollout. Each 
 of clips and learning rates of the same size, on seeds and held-out problems of their own, by the
 mean height of its held-out curve; then the best settings run on further seeds. Writes results.json
 and curves.svg into the workdir, and prints a summary. Stopped or killed, it goes on by the same
-command. `--reduced` is a small grid, shorter runs and fewer seeds; `--notune` takes the settings that
-an earlier tuning found.
+command. `--reduced` is a small grid, shorter runs and fewer seeds; `--notune` takes the settings
+that an earlier tuning found.
 """
 
 import dataclasses

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -89,6 +90,18 @@ def _metadata(episode: Episode) -> dict[str, Any]:
     return episode.example.metadata | {name: getattr(episode, name) for name in names}
 
 
+@dataclass(frozen=True)
+class _Judgement:
+    """What the reward says of all responses, by all processes; arrays are [P, G]."""
+
+    results: list[RewardResult]  # group by group
+    values: np.ndarray
+    solved: np.ndarray
+    failed: np.ndarray  # where there is no reward
+    removed: np.ndarray  # what the reward took out of the loss
+    formed: np.ndarray  # what has its mode's form
+
+
 def reward_rollout(
     rollout: Rollout, reward: Reward, config: TrainConfig
 ) -> tuple[Rollout, dict[str, Any]]:
@@ -103,10 +116,34 @@ def reward_rollout(
     `mode_metrics`.
     """
     samples = samples_of(rollout, config.tokenizer)
+    status, lengths = everywhere((rollout.status, rollout.lengths))
+    judgement = _judge(samples, reward, config, lengths.shape)
+    metrics = _reward_metrics(judgement, lengths, config)
+    status = np.where(judgement.failed, int(Status.FAILED), status)
+    values = np.where(judgement.failed, 0, _shaped(judgement, lengths, config))
+    values, trained = by_status(values, status, config.episodes)
+    _note(samples, judgement, values, trained)
+    rows, size = lengths.shape
+    groups: list[list[Sample] | None] = [None] * rows
+    for row, p in enumerate(share(rows)):
+        groups[p] = samples[row * size : (row + 1) * size]
+    rollout = rollout.replace(
+        reward=values,
+        status=status,
+        lengths=lengths,
+        mask=rollout.mask * (trained & ~judgement.removed)[..., None],
+        metadata=tuple(groups),
+    )
+    return rollout, metrics
+
+
+def _judge(
+    samples: list[Sample], reward: Reward, config: TrainConfig, shape: tuple[int, int]
+) -> _Judgement:
+    """Asks the reward about this process's samples, and exchanges what it says."""
     judge: Callable[..., list[RewardResult]] = score
     if config.group_reward:
-        group_size = rollout.lengths.shape[1]
-        judge = functools.partial(score_groups, group_size=group_size, key=config.reward_key)
+        judge = functools.partial(score_groups, group_size=shape[1], key=config.reward_key)
     scored = judge(
         samples,
         reward,
@@ -119,55 +156,66 @@ def reward_rollout(
     ]
     judged = [fields for part in exchange(own) for fields in part]
     results = [RewardResult(*fields[:3]) for fields in judged]
-    status, lengths = everywhere((rollout.status, rollout.lengths))
-    shape = lengths.shape
-    failed = np.asarray([r.error is not None for r in results]).reshape(shape)
-    removed = np.asarray([fields[3] for fields in judged]).reshape(shape)
-    values = np.asarray([r.value for r in results], np.float32).reshape(shape)
     solved = [r.components.get("solved", float(r.value >= 1)) for r in results]
-    metrics = {
-        "reward/solved": float(np.mean(solved)),
-        "reward/failed": float(failed.mean()),
-        "reward/length_correlation": length_correlation(values, lengths),
-    }
-    for name in sorted({name for r in results for name in r.components} - {"solved", "reward"}):
-        metrics[f"reward/{name}"] = float(np.mean([r.components.get(name, 0.0) for r in results]))
-    if failed.any():
+    failed = [r.error is not None for r in results]
+    if any(failed):
         first = next(r.error for r in results if r.error)
-        logging.warning("%d of %d rewards failed, the first: %s", failed.sum(), failed.size, first)
+        logging.warning("%d of %d rewards failed, the first: %s", sum(failed), len(failed), first)
+    return _Judgement(
+        results,
+        values=np.reshape(np.asarray([r.value for r in results], np.float32), shape),
+        solved=np.reshape(solved, shape),
+        failed=np.reshape(failed, shape),
+        removed=np.reshape([fields[3] for fields in judged], shape),
+        formed=np.reshape([fields[4] for fields in judged], shape),
+    )
+
+
+def _reward_metrics(
+    judgement: _Judgement, lengths: np.ndarray, config: TrainConfig
+) -> dict[str, float]:
+    metrics = {
+        "reward/solved": float(np.mean(judgement.solved)),
+        "reward/failed": float(np.mean(judgement.failed)),
+        "reward/length_correlation": length_correlation(judgement.values, lengths),
+    }
+    components = [r.components for r in judgement.results]
+    for name in sorted({name for found in components for name in found} - {"solved", "reward"}):
+        metrics[f"reward/{name}"] = float(np.mean([found.get(name, 0.0) for found in components]))
+    return metrics | (mode_metrics(config, lengths, judgement.solved) if config.modes else {})
+
+
+def _shaped(judgement: _Judgement, lengths: np.ndarray, config: TrainConfig) -> np.ndarray:
+    """The rewards [P, G] with what the config takes off for length and for a mode's form."""
+    values = judgement.values
     if config.overlong_buffer:
         limit, buffer = config.response_length, config.overlong_buffer
-        values = values + np.asarray(overlong_shaping(lengths, max_length=limit, buffer=buffer))
+        shaping = overlong_shaping(jnp.asarray(lengths), max_length=limit, buffer=buffer)
+        values = values + np.asarray(shaping)
     if config.modes:
-        metrics |= mode_metrics(config, lengths, np.reshape(solved, shape))
-        modes = [config.modes[mode_name(row, config.modes)] for row in range(shape[0])]
+        modes = [config.modes[mode_name(row, config.modes)] for row in range(len(lengths))]
         bounds = np.asarray([[mode.max_new_tokens] for mode in modes])
         weights = np.asarray([[mode.length_penalty] for mode in modes])
-        formed = np.asarray([fields[4] for fields in judged]).reshape(shape)
-        values = np.where(formed, values, np.minimum(values, 0))
+        values = np.where(judgement.formed, values, np.minimum(values, 0))
         values = np.asarray(brevity_shaping(values, lengths, max_lengths=bounds, weights=weights))
-    status = np.where(failed, int(Status.FAILED), status)
-    values, trained = by_status(np.where(failed, 0, values), status, config.episodes)
-    groups: list[list[Sample] | None] = [None] * shape[0]
-    for row, p in enumerate(share(shape[0])):
-        groups[p] = samples[row * shape[1] : (row + 1) * shape[1]]
+    return values
+
+
+def _note(
+    samples: list[Sample], judgement: _Judgement, values: np.ndarray, trained: np.ndarray
+) -> None:
+    """Writes into this process's samples what was found of them; `values`, `trained` [P, G]."""
     for sample in samples:
-        p, g = divmod(sample.index, shape[1])
-        result, sample.reward = results[p * shape[1] + g], float(values[p, g])
+        assert sample.index is not None
+        place = divmod(sample.index, values.shape[1])
+        result, failed = judgement.results[sample.index], judgement.failed[place]
         found = {"components": result.components, "error": result.error}
         noted = {name: value for name, value in found.items() if value}
+        sample.reward = float(values[place])
         sample.train_metadata = (sample.train_metadata or {}) | noted
-        sample.remove_sample = sample.remove_sample or not trained[p, g]
-        sample.solved = bool(not failed[p, g] and solved[p * shape[1] + g] >= 1)
-        sample.status = Status.FAILED if failed[p, g] else sample.status
-    rollout = rollout.replace(
-        reward=values,
-        status=status,
-        lengths=lengths,
-        mask=rollout.mask * (trained & ~removed)[..., None],
-        metadata=tuple(groups),
-    )
-    return rollout, metrics
+        sample.remove_sample = sample.remove_sample or not trained[place]
+        sample.solved = bool(not failed and judgement.solved[place] >= 1)
+        sample.status = Status.FAILED if failed else sample.status
 
 
 def with_samples(rollout: Rollout, tokenizer: Tokenizer) -> Rollout:
