@@ -137,9 +137,9 @@ def _user(message: dict[str, Any], place: str, names: dict[str, str]) -> list[di
             call = _string(block, "tool_use_id", at)
             content = _text(block.get("content"), f"{at}.content")
             name = names.get(call, "tool")
-            messages.append(
-                {"role": "tool", "content": content, "tool_call_id": call, "name": name}
-            )
+            result = {"role": "tool", "content": content, "tool_call_id": call, "name": name}
+            error = {"is_error": True} if fields.boolean(block, "is_error") else {}
+            messages.append(result | error)
         else:
             texts.append(_block_text(block, at))
     said()

@@ -7,6 +7,10 @@ import anthropic
 import pytest
 from serving.serving_tools import ANTHROPIC_TOOLS, ARGUMENTS, TWO_CALLS, post, user
 
+from mmrl.conversations import Exchange, Journal
+from mmrl.conversations.harvest import harvest
+from mmrl.conversations.read import read_journals
+
 
 @pytest.fixture
 def client(scripted) -> anthropic.Anthropic:
@@ -117,6 +121,29 @@ def test_what_claude_code_sends_is_understood(scripted):
     assert exchange["response"] == {
         "role": "assistant", "content": "fine", "reasoning_content": "hm",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("is_error", [True, False])
+def test_a_result_that_is_marked_as_an_error_is_harvested_as_one(
+    scripted, client, tmp_path, is_error
+):
+    """Its text alone would not say so."""
+    say(scripted, '<tool_call>{"name": "weather", "arguments": {"city": "Rom"}}</tool_call>')
+    asked = dict(model="tiny", max_tokens=90, tools=ANTHROPIC_TOOLS)
+    (call,) = client.messages.create(**asked, messages=user("weather?")).content
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "which country?"}
+    messages = [
+        *user("weather?"),
+        {"role": "assistant", "content": [call.model_dump()]},
+        {"role": "user", "content": [result | {"is_error": is_error}]},
+    ]
+    client.messages.create(**asked, messages=messages)
+    journal = Journal(tmp_path)
+    for fields in scripted.journal.exchanges[-2:]:
+        journal.record(Exchange(**fields))
+    rows = harvest(read_journals([tmp_path])).rows
+    assert [row["metadata"]["reasons"] for row in rows] == [["tool_error"]] * is_error
+    assert [row["prompt"] for row in rows] == [user("weather?")] * is_error
 
 
 def test_thoughts_are_a_block_unless_they_are_disabled(scripted, client):
