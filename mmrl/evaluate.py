@@ -22,13 +22,11 @@ from absl import flags
 
 from mmrl import config as configs
 from mmrl import generation_flags as generation
-from mmrl.compilation import enable_compilation_cache
 from mmrl.data import DataConfig
 from mmrl.errors import UserError
 from mmrl.evaluation.problems import Request, find_problems, parse_settings
 from mmrl.evaluation.responses import Row, judged_responses
 from mmrl.evaluation.summary import read_rows, summarise, table
-from mmrl.models import load
 from mmrl.text import Tokenizer
 
 _TASK = flags.DEFINE_string(
@@ -115,13 +113,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}: write --task={argv[1]}")
     ks = ks_from_flags()
     baseline = read_rows(Path(_BASELINE.value)) if _BASELINE.value else []
-    generation.only_warnings()
-    enable_compilation_cache()
-    mesh = generation.mesh_from(jax.devices())
-    with jax.set_mesh(mesh):
-        model, tokenizer = load(generation.CHECKPOINT.value, mesh=mesh)
-        if tokenizer is None:
-            raise UserError(f"{generation.CHECKPOINT.value} has no tokenizer.json")
+    with generation.loaded_model(all_devices=True) as (model, tokenizer):
         evaluation = find_problems(request_from_flags(tokenizer))
         sampling = dataclasses.replace(
             generation.sampling_from(evaluation.sampling), group_size=_N.value

@@ -1,14 +1,19 @@
 """The flags of the binaries that load a model and sample from it."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from absl import flags, logging
 
-from mmrl.errors import user_mistakes
+from mmrl.compilation import enable_compilation_cache
+from mmrl.errors import UserError, user_mistakes
+from mmrl.models import Decoder, load
 from mmrl.rollout import SamplingConfig
 from mmrl.sharding import MeshConfig, make_mesh
+from mmrl.text import Tokenizer
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run directory, a Hugging Face directory or a GGUF file.", required=True
@@ -36,13 +41,23 @@ def sampling_from(base: SamplingConfig) -> SamplingConfig:
         return dataclasses.replace(base, **changes)
 
 
-def mesh_from(devices: list[jax.Device]) -> jax.sharding.Mesh:
-    """A mesh of these devices, of which --tensor_parallel share a model."""
-    with user_mistakes():
-        return make_mesh(MeshConfig(tensor=TENSOR_PARALLEL.value), devices)
+@contextlib.contextmanager
+def loaded_model(*, all_devices: bool = False) -> Iterator[tuple[Decoder, Tokenizer]]:
+    """The model of --checkpoint and its tokenizer; its mesh is set while the block runs.
 
-
-def only_warnings() -> None:
-    """Keeps what libraries log out of the terminal, unless --verbosity asks for it."""
+    --tensor_parallel devices share a model: the first ones hold it, or `all_devices` hold copies.
+    What libraries log stays out of the terminal unless --verbosity asks for it, and programs are
+    cached. Raises `UserError` for a checkpoint without a tokenizer and for a mesh that cannot be.
+    """
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    enable_compilation_cache()
+    tensor = TENSOR_PARALLEL.value
+    devices = jax.devices() if all_devices else jax.devices()[:tensor]
+    with user_mistakes():
+        mesh = make_mesh(MeshConfig(tensor=tensor), devices)
+    with jax.set_mesh(mesh):
+        model, tokenizer = load(CHECKPOINT.value, mesh=mesh)
+        if tokenizer is None:
+            raise UserError(f"{CHECKPOINT.value} has no tokenizer: expected its tokenizer.json")
+        yield model, tokenizer

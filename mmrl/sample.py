@@ -20,9 +20,7 @@ from absl import flags
 
 from mmrl import config as configs
 from mmrl import generation_flags as generation
-from mmrl.compilation import enable_compilation_cache
 from mmrl.errors import UserError
-from mmrl.models import load
 from mmrl.rollout.modes import MODES, Mode, mode_of, render_prompt
 from mmrl.rollout.streaming import Conversation
 from mmrl.text import StreamDecoder, Tokenizer
@@ -159,17 +157,10 @@ def _interrupts() -> Iterator[threading.Event]:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: write --prompt={argv[1]!r}")
-    path = Path(generation.CHECKPOINT.value)
-    mode = mode_of(path, _MODE.value)
+    mode = mode_of(Path(generation.CHECKPOINT.value), _MODE.value)
     sampling = generation.sampling_from(mode.sampling)
     mode = dataclasses.replace(mode, sampling=sampling, context=_CONTEXT.value or mode.context)
-    generation.only_warnings()
-    enable_compilation_cache()
-    mesh = generation.mesh_from(jax.devices()[: generation.TENSOR_PARALLEL.value])
-    with jax.set_mesh(mesh):
-        model, tokenizer = load(path, mesh=mesh)
-        if tokenizer is None:
-            raise UserError(f"{path} has no tokenizer: expected its tokenizer.json")
+    with generation.loaded_model() as (model, tokenizer):
         if tokenizer.chat_template is None and not generation.RAW.value:
             print("[no chat template: the model continues the prompt as it is]", file=sys.stderr)
         sampling = dataclasses.replace(sampling, stop_ids=tokenizer.stop_ids)

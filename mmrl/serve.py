@@ -16,14 +16,12 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from mmrl import config as configs
 from mmrl import generation_flags as generation
-from mmrl.compilation import enable_compilation_cache
 from mmrl.errors import UserError, user_mistakes
-from mmrl.models import DecoderConfig, load
+from mmrl.models import DecoderConfig
 from mmrl.rollout.memory import cache_bytes, device_memory
 from mmrl.rollout.modes import MODES, mode_of
 
@@ -73,13 +71,7 @@ def main(argv: list[str]) -> None:
         )
     path, keys, listening = Path(generation.CHECKPOINT.value), _keys(), _listen()
     journal, exchange = _journal()
-    generation.only_warnings()
-    enable_compilation_cache()
-    mesh = generation.mesh_from(jax.devices()[: generation.TENSOR_PARALLEL.value])
-    with jax.set_mesh(mesh):
-        model, tokenizer = load(path, mesh=mesh)
-        if tokenizer is None:
-            raise UserError(f"{path} has no tokenizer: expected its tokenizer.json")
+    with generation.loaded_model() as (model, tokenizer):
         modes = {name: mode_of(path, name) for name in MODES}
         modes = {
             name: dataclasses.replace(mode, sampling=generation.sampling_from(mode.sampling))
