@@ -1,8 +1,14 @@
-"""Tools that the tests describe to the model, and plain HTTP."""
+"""Tools that the tests describe to the model, the binary as it runs, and plain HTTP."""
 
+import contextlib
 import http.client
 import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from tiny_run import start_module
 
 WEATHER = {
     "name": "weather",
@@ -30,6 +36,23 @@ TWO_CALLS = [
 ]
 ENDLESS: list[str] = []
 ARGUMENTS = [{"city": "Köln"}, {"city": "Rom", "days": 2}]
+
+
+@contextlib.contextmanager
+def running_server(checkpoint: Path, *flags: str) -> Iterator[tuple[subprocess.Popen, str, str]]:
+    """`python -m mmrl.serve` on a free port, its address, and what it said until it was ready."""
+    process = start_module("mmrl.serve", f"--checkpoint={checkpoint}", "--port=0", *flags)
+    try:
+        said = ""
+        while "logged" not in said:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            said += line
+        (address,) = [word for word in said.split() if word.startswith("http://127.0.0.1:")]
+        yield process, address, said
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def post(url: str, path: str, body: Any, headers: dict | None = None):
