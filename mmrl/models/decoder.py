@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -173,31 +174,46 @@ class Decoder(nnx.Module):
         return h, cache, statistics
 
     def _scan_layers(self, h: jax.Array, entries: tuple, context: Context):
-        """All layers in order: h [B, T, M], the runs' cache entries and mean router statistics."""
+        """All layers in order: h [B, T, M], the runs' cache entries and mean router statistics.
+
+        A cache with more slots than the tokens here is carried from layer to layer and written in
+        place. One that these tokens fill goes through layer by layer: carried, the backward pass
+        would find all of it again for every layer.
+        """
         config, cache = self.config, context.cache
         prompts: tuple = (None,) * len(self.runs)
         if cache is not None and cache.prompt is not None:
             prompts = cache.prompt.layers
         groups, lengths = config.num_groups, [length for _, length in config.runs]
+        filled = cache is not None and cache.slots <= context.segment_ids.shape[1]
         graphdefs, states = zip(*(nnx.split(run) for run in self.runs), strict=True)
 
         def by_group(x, length):
             return x.reshape(groups, length, *x.shape[1:])
 
-        stacked = [
-            jax.tree.map(lambda x, length=length: by_group(x, length), state)
-            for state, length in zip(states, lengths, strict=True)
-        ]
+        def stacked(trees):
+            return [
+                jax.tree.map(lambda x, length=length: by_group(x, length), tree)
+                for tree, length in zip(trees, lengths, strict=True)
+            ]
+
         slopes = by_group(layer_slopes(config), len(config.layer_pattern))
         slopes = jnp.split(slopes, list(itertools.accumulate(lengths))[:-1], axis=1)
         indices = [jnp.arange(groups * n).reshape(groups, n) for n in lengths]
+        apart: list = [None] * len(lengths)
+        if filled:
+            apart = stacked(list(zip(entries, prompts, strict=True)))
+            entries = (None,) * len(lengths)
 
         def run_step(run: int):
             def step(carry, xs):
-                (h, entry), (weights, slopes, index) = carry, xs
+                (h, entry), (weights, slopes, index, own) = carry, xs
                 layer = nnx.merge(graphdefs[run], weights)
-                h, entry, stats = layer(h, slopes, context, entry, prompts[run], index)
-                return (constrain(h, "rows", "time", "hidden"), entry), stats
+                if own is None:
+                    h, entry, stats = layer(h, slopes, context, entry, prompts[run], index)
+                else:
+                    h, own, stats = layer(h, slopes, context, *own, None)
+                return (constrain(h, "rows", "time", "hidden"), entry), (own, stats)
 
             return step if config.remat == "none" else jax.checkpoint(step, policy=_policy(config))
 
@@ -205,15 +221,20 @@ class Decoder(nnx.Module):
 
         def group_step(carry, xs):
             h, entries = carry
-            new_entries, statistics = [], []
+            carried, outputs = [], []
             for step, entry, run_xs in zip(steps, entries, xs, strict=True):
-                (h, entry), stats = jax.lax.scan(step, (h, entry), run_xs)
-                new_entries.append(entry)
-                statistics.append(stats)
-            return (h, tuple(new_entries)), statistics
+                (h, entry), output = jax.lax.scan(step, (h, entry), run_xs)
+                carried.append(entry)
+                outputs.append(output)
+            return (h, tuple(carried)), tuple(outputs)
 
-        xs = tuple(zip(stacked, slopes, indices, strict=True))
-        (h, entries), statistics = jax.lax.scan(group_step, (h, entries), xs)
+        xs = tuple(zip(stacked(states), slopes, indices, apart, strict=True))
+        (h, entries), outputs = jax.lax.scan(group_step, (h, entries), xs)
+        written, statistics = zip(*outputs, strict=True)
+        if filled:
+            entries = jax.tree.map(
+                lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), written
+            )
         return h, entries, self._mean(statistics)
 
     def _loop_over(self, layers: Layers, h: jax.Array, entries: Any, context: Context):
@@ -238,7 +259,7 @@ class Decoder(nnx.Module):
             statistics.append(stats)
         return h, tuple(map(tuple, new_entries)), self._mean(statistics)
 
-    def _mean(self, statistics: list):
+    def _mean(self, statistics: Iterable):
         """Router statistics, in parts with any number of layers each, as means over all layers."""
         return jax.tree.map(
             lambda *parts: sum(x.sum() for x in parts) / self.config.num_layers, *statistics
