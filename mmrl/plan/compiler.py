@@ -30,6 +30,7 @@ from mmrl.training.config import TrainConfig
 from pallas_kernels import gpu_compiler, tpu_schedule
 
 POLL_SECONDS = 0.2
+_LOWERED = "lowered.json"  # when lowering began and ended, by the clock that all processes share
 _ASSIGNMENT, _PROGRAM = "*after_optimizations-buffer-assignment.txt", "*after_optimizations.txt"
 _OUT_OF_MEMORY = "CompileTimeHbmOom"  # a TPU's compiler gives up, its listings written
 
@@ -38,14 +39,16 @@ _OUT_OF_MEMORY = "CompileTimeHbmOom"  # a TPU's compiler gives up, its listings 
 class Compiled:
     """What the compiler says of one program, per device, and what compiling it took here.
 
-    `seconds` are those of tracing and compiling, `cpu_seconds` what the process
-    used of its cores, `host_bytes` the most that the process held.
+    `lower_seconds` are those of tracing and lowering, `compile_seconds` those from there until the
+    buffers are assigned; `cpu_seconds` what the process used of its cores, start and imports
+    included, `host_bytes` the most that it held.
     """
 
     name: str
     memory: buffers.Memory
     collectives: tuple[hlo.Collective, ...]
-    seconds: float
+    lower_seconds: float
+    compile_seconds: float
     cpu_seconds: float
     host_bytes: int
 
@@ -70,20 +73,22 @@ def compile_program(
                 stderr=log,
             )
             status, usage = _wait(process, dump, topology, start + timeout_seconds)
-            seconds = time.monotonic() - start
+            end = time.monotonic()
             log.seek(0)
             said = log.read()
         if status and not (_assigned(dump) or _OUT_OF_MEMORY in said):
             raise UserError(f"{name} on {topology.label}: {_reason(said, status)}")
         if not dump.exists():
             return None
+        lowering, lowered = json.loads((Path(directory) / _LOWERED).read_text())
         text = _read(dump, _PROGRAM)
         decode_steps = config.sampling.max_new_tokens if name == "rollout" else 1
         return Compiled(
             name,
             buffers.memory(_read(dump, _ASSIGNMENT), text),
             tuple(hlo.collectives(text, unknown_trips=decode_steps)),
-            seconds,
+            lowered - lowering,
+            end - lowered,
             usage.ru_utime + usage.ru_stime,
             usage.ru_maxrss * 1024,
         )
@@ -168,7 +173,10 @@ def _compile(directory: Path) -> None:
     request: dict[str, Any] = json.loads((directory / "request.json").read_text())
     config = configs.from_dict(TrainConfig, request["config"])
     topology = parse_topology(request["topology"])
-    program = lower(request["name"], config, mesh_of(config, topology), topology.chip.hbm_bytes)
+    mesh = mesh_of(config, topology)
+    start = time.monotonic()
+    program = lower(request["name"], config, mesh, topology.chip.hbm_bytes)
+    (directory / _LOWERED).write_text(json.dumps([start, time.monotonic()]))
     if program is not None:
         program.compile({"xla_dump_to": str(directory / "dump"), "xla_dump_hlo_as_text": True})
 
