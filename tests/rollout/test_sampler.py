@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 from oracles.small_models import HYBRID
 
 from mmrl.data.records import Status
@@ -88,6 +89,33 @@ def test_packed_responses_have_the_gradients_of_padded_ones(model):
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     for x, y in zip(jax.tree.leaves(packed), jax.tree.leaves(padded), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * max(np.abs(y).max(), 1))
+
+
+def largest_array(jaxpr) -> int:
+    """Elements of the largest array that a jaxpr or one within it makes."""
+    sizes = [1]
+    for equation in jaxpr.eqns:
+        sizes += [x.aval.size for x in equation.outvars]
+        sizes += map(largest_array, jaxprs_in_params(equation.params))
+    return max(sizes)
+
+
+def test_what_the_backward_pass_keeps_of_a_prompt_grows_with_the_layers_not_their_square():
+    def kept(layers: int) -> int:
+        config = dataclasses.replace(CONFIG, num_layers=layers, remat="full")
+        graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+        arrays = (np.zeros((8, 16), np.int32), np.full(8, 16, np.int32))
+
+        def sample(params):
+            return generate(nnx.merge(graphdef, params), arrays, SAMPLING, jax.random.key(0))
+
+        def total(params, rollout):
+            return score(nnx.merge(graphdef, params), rollout, 1.0)["logprobs"].sum()
+
+        gradient = jax.make_jaxpr(jax.grad(total))(shapes, jax.eval_shape(sample, shapes))
+        return largest_array(gradient.jaxpr)
+
+    assert kept(32) <= 2 * kept(16)
 
 
 @pytest.mark.parametrize(
