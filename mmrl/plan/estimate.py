@@ -10,10 +10,12 @@ What lies where follows the rules of `mmrl.sharding`. What is counted:
 - In the sampler's layout weights stay where they are, and each layer's activations are summed over
   the devices that its weights are cut over. Every token reads all of a device's weights and cache.
 - With `remat` the input of each layer is kept (and what `mmrl.models.decoder` names), and one layer
-  at a time is computed again.
+  at a time is computed again. What a layer works on is the larger of its two halves, of tokens sent
+  to experts the copies in float32 of their rows among them.
+- A rollout holds the prompts' cache and a layer at work on whole prompts, or later the whole cache
+  and a layer at work on one token a row, never both.
 
-Temporaries of the compiler beyond these are not, so it is a lower bound of what a device holds and
-of how long it takes.
+Copies that the compiler makes beyond these are not, nor what lies between arrays in memory.
 """
 
 import dataclasses
@@ -47,9 +49,11 @@ HEAD_PIECE = 8192  # rows of the head that the fused head multiplies at once
 
 @dataclass(frozen=True)
 class DeviceBytes:
-    """Bytes that one device holds; activations are those of one micro-batch.
+    """Bytes that one device holds; gradients and activations are those of one micro-batch.
 
-    `activations` are kept for the backward pass, `working` is one layer's and the head's.
+    `gradients` are those of the responses and, of several micro-batches, their sum. `activations`
+    are kept for the backward pass, with the prompts' cache and its gradient; `working` is the
+    backward pass of one layer, and the head's.
     """
 
     parameters: float
@@ -58,8 +62,10 @@ class DeviceBytes:
     activations: float
     working: float
     rollout_parameters: float
+    prompt_cache: float
+    prefill_working: float
     cache: float
-    rollout_working: float
+    decode_working: float
 
     @property
     def update(self) -> float:
@@ -70,7 +76,8 @@ class DeviceBytes:
     @property
     def rollout(self) -> float:
         """All that a rollout holds at once; the optimizer's state waits."""
-        return self.rollout_parameters + self.optimizer + self.cache + self.rollout_working
+        prefill, decode = self.prompt_cache + self.prefill_working, self.cache + self.decode_working
+        return self.rollout_parameters + self.optimizer + max(prefill, decode)
 
     @property
     def peak(self) -> float:
@@ -174,54 +181,100 @@ def parameter_bytes(
 def device_bytes(step: Step) -> DeviceBytes:
     """What one device holds in the step."""
     config, mesh, one, drawn = step.config, step.mesh, step.micro_batch, step.rollout_batch
-    trained = parameter_bytes(config, mesh, trained=True)
-    of_update = cuts(config, mesh, "train", one.rows, one.response_length)
-    tokens = one.response_tokens / (of_update.rows * of_update.time)
-    of_prompts = cuts(config, mesh, "decode", drawn.prompts, drawn.prompt_length)
-    prompt_tokens = drawn.prompts * drawn.prompt_length / (of_prompts.rows * of_prompts.time)
+    layers, trained = config.num_layers, parameter_bytes(config, mesh, trained=True)
+    responses = cuts(config, mesh, "train", one.rows, one.response_length)
+    prompts = cuts(config, mesh, "train", one.prompts, one.prompt_length)
+    tokens = one.response_tokens / (responses.rows * responses.time)
+    prompt_tokens = one.prompts * one.prompt_length / (prompts.rows * prompts.time)
+    remembered = _cache(step, one.prompts, one.prompt_length, "train")
+    remembered += _cache(step, one.rows, 0, "train")
+    reading = cuts(config, mesh, "decode", drawn.prompts, drawn.prompt_length)
+    writing = cuts(config, mesh, "decode", drawn.rows, 1)
+    read = drawn.prompts * drawn.prompt_length / (reading.rows * reading.time)
+    prompt_cache = _cache(step, drawn.prompts, drawn.prompt_length)
+    logits = 8 * config.vocab_size / writing.vocab
     return DeviceBytes(
         parameters=parameter_bytes(config, mesh),
         gradients=trained * (2 if step.micro_batches > step.updates else 1),
         optimizer=2 * trained,
-        activations=config.num_layers * tokens * _kept_width(config, of_update),
-        working=tokens * (_layer_width(config, of_update) + 8 * min(config.vocab_size, HEAD_PIECE)),
+        activations=layers * tokens * _kept_width(config, responses)
+        + layers * prompt_tokens * _kept_width(config, prompts)
+        + 2 * remembered,
+        working=tokens
+        * (_backward_width(config, responses) + 8 * min(config.vocab_size, HEAD_PIECE)),
         rollout_parameters=parameter_bytes(config, mesh, "decode"),
-        cache=_cache(step, drawn.rows, drawn.response_length)
-        + _cache(step, drawn.prompts, drawn.prompt_length),
-        rollout_working=prompt_tokens * _layer_width(config, of_prompts),
+        prompt_cache=prompt_cache,
+        prefill_working=read * _forward_width(config, reading),
+        cache=_cache(step, drawn.rows, drawn.response_length) + prompt_cache,
+        decode_working=drawn.rows / writing.rows * (_forward_width(config, writing) + logits),
     )
+
+
+def _widths(config: DecoderConfig, cut: Cuts) -> tuple[float, float, int]:
+    """Of one device's part of a token: its heads' width, its MLP's, and how many experts it has."""
+    heads = config.num_heads * config.head_dim / min(cut.heads, cut.activation_heads)
+    experts = config.experts_per_token if config.num_experts else 0
+    return heads, config.intermediate_size / cut.mlp, experts
+
+
+def _forward_width(config: DecoderConfig, cut: Cuts) -> float:
+    """The most bytes that a layer's forward pass holds of a token at once, on one device.
+
+    The products with an expert's last matrix are there in float32 and rounded.
+    """
+    heads, mlp, experts = _widths(config, cut)
+    itemsize, hidden = jnp.dtype(config.dtype).itemsize, config.hidden_size
+    if experts:
+        rows = (itemsize + 4) * hidden + itemsize * mlp
+        return 3 * itemsize * hidden + experts * rows
+    return itemsize * max(2 * hidden + 5 * heads, 3 * hidden + 3 * mlp)
+
+
+def _backward_width(config: DecoderConfig, cut: Cuts) -> float:
+    """As `_forward_width`, of the backward pass, which finds what the forward pass computed.
+
+    Of an expert's row the gradient of its result and those of its input by two matrices are there
+    in float32 and rounded.
+    """
+    heads, mlp, experts = _widths(config, cut)
+    itemsize, hidden = jnp.dtype(config.dtype).itemsize, config.hidden_size
+    if experts:
+        rows = 3 * (itemsize + 4) * hidden + 5 * itemsize * mlp
+        return 4 * itemsize * hidden + experts * rows
+    return itemsize * (4 * hidden + max(10 * heads, 6 * mlp))
 
 
 def _layer_width(config: DecoderConfig, cut: Cuts) -> float:
     """Bytes of all that a layer computes for a token, on one device."""
-    heads = config.num_heads * config.head_dim / min(cut.heads, cut.activation_heads)
-    mlp, hidden = config.intermediate_size / cut.mlp, config.hidden_size
-    experts = config.experts_per_token if config.num_experts else 0
-    inside = 3 * mlp if not experts else experts * (3 * mlp + 2 * hidden)
+    heads, mlp, experts = _widths(config, cut)
+    inside = experts * (3 * mlp + 2 * config.hidden_size) if experts else 3 * mlp
     # The rows of experts are summed in float32.
     itemsize = jnp.dtype(config.dtype).itemsize
-    return itemsize * (5 * heads + 4 * hidden + inside) + 4 * experts * hidden
+    return (
+        itemsize * (5 * heads + 4 * config.hidden_size + inside) + 4 * experts * config.hidden_size
+    )
 
 
 def _kept_width(config: DecoderConfig, cut: Cuts) -> float:
-    """Bytes a token and layer that the backward pass finds again."""
+    """Bytes a token and layer that the backward pass finds again, in the mean over layers."""
     itemsize, hidden = jnp.dtype(config.dtype).itemsize, config.hidden_size / cut.hidden
     if config.remat == "none":
         return _layer_width(config, cut)
     if config.remat == "full":
         return itemsize * hidden
-    heads = config.num_heads * config.head_dim / cut.heads
-    mlp = config.intermediate_size / cut.mlp
-    width = hidden + config.hidden_size + 4 * heads + (0 if config.num_experts else 2 * mlp)
+    heads, mlp, experts = _widths(config, cut)
+    kv = config.num_kv_heads * config.head_dim / min(cut.heads, cut.activation_kv_heads)
+    softmax = config.layer_pattern.count("softmax") / len(config.layer_pattern)
+    projected = softmax * (heads + 2 * kv) + (1 - softmax) * 4 * heads
+    width = 2 * hidden + projected + (0 if experts else 2 * mlp)
     if config.remat == "products":
-        experts = config.experts_per_token if config.num_experts else 0
         width += heads + experts * (2 * mlp + config.hidden_size)
     return itemsize * width
 
 
-def _cache(step: Step, rows: int, slots: int) -> float:
+def _cache(step: Step, rows: int, slots: int, layout: Layout = "decode") -> float:
     """Bytes of a device's part of a cache."""
-    cut = cuts(step.config, step.mesh, "decode", rows, 1)
+    cut = cuts(step.config, step.mesh, layout, rows, 1)
     states = cache_bytes(step.config, 0) * rows / (cut.batch * cut.activation_heads)
     filled = cache_bytes(step.config, slots) - cache_bytes(step.config, 0)
     return states + filled * rows / (cut.batch * cut.activation_kv_heads)

@@ -42,7 +42,8 @@ def facts(plan: Plan, efficiency: Efficiency | None = None) -> dict[str, Any]:
                 "temporaries": program.memory.temporaries,
                 "largest": [dataclasses.asdict(b) for b in program.memory.largest],
                 "sent": _sent(program),
-                "compile_seconds": program.seconds,
+                "lower_seconds": program.lower_seconds,
+                "compile_seconds": program.compile_seconds,
                 "compile_cpu_seconds": program.cpu_seconds,
                 "compile_host_bytes": program.host_bytes,
             }
@@ -109,21 +110,29 @@ def _head(found: dict) -> list[str]:
 
 def _memory(found: dict) -> list[str]:
     held, programs = found["bytes"], found["programs"]
-    lines = [f"{'GiB a device':34}" + "".join(f"{name:>10}" for name in ("update", "rollout"))]
+    columns = ("update", "prefill", "decode")
+    lines = [f"{'GiB a device':34}" + "".join(f"{name:>10}" for name in columns)]
+    rollout, waiting = held["rollout_parameters"], held["optimizer"]
     rows = [
-        ("parameters", held["parameters"], held["rollout_parameters"]),
-        ("gradients", held["gradients"], 0),
-        ("optimizer", held["optimizer"], held["optimizer"]),
-        ("activations kept", held["activations"], 0),
-        ("cache", 0, held["cache"]),
-        ("one layer at work, head", held["working"], held["rollout_working"]),
+        ("parameters", held["parameters"], rollout, rollout),
+        ("gradients", held["gradients"], 0, 0),
+        ("optimizer", waiting, waiting, waiting),
+        ("activations kept", held["activations"], 0, 0),
+        ("cache", 0, held["prompt_cache"], held["cache"]),
+        (
+            "one layer at work, head",
+            held["working"],
+            held["prefill_working"],
+            held["decode_working"],
+        ),
     ]
-    lines += [f"  {name:32}{_gib(update)}{_gib(rollout)}" for name, update, rollout in rows]
+    lines += [f"  {name:32}" + "".join(map(_gib, sizes)) for name, *sizes in rows]
+    lines.append(f"{'':34}{'update':>10}{'rollout':>10}")
     if programs:
         temporaries = (programs[name]["temporaries"] for name in ("update", "rollout"))
         lines.append(f"  {'temporaries, as compiled':32}" + "".join(map(_gib, temporaries)))
     needed = "".join(_gib(held["needed"].get(name, 0)) for name in ("update", "rollout"))
-    lines.append(f"  {'needed, ' + ('as compiled' if programs else 'at least'):32}{needed}")
+    lines.append(f"  {'needed, ' + ('as compiled' if programs else 'by arithmetic'):32}{needed}")
     verdict = "fits" if held["fits"] else "DOES NOT FIT"
     lines.append(
         f"  peak {held['peak'] / GIB:.1f} of {held['device'] / GIB:.1f} GiB: {verdict}"
@@ -175,8 +184,9 @@ def _programs(found: dict) -> list[str]:
             for kind, x in program["sent"].items()
         )
         lines.append(
-            f"  {name:9} compiled in {program['compile_seconds']:.0f} s "
-            f"({program['compile_cpu_seconds']:.0f} of CPU) and "
+            f"  {name:9} lowered in {program['lower_seconds']:.1f} s, "
+            f"compiled in {program['compile_seconds']:.0f} s "
+            f"({program['compile_cpu_seconds']:.0f} s of CPU in all) and "
             f"{program['compile_host_bytes'] / GIB:.1f} GiB; sends {sent or 'nothing'}"
         )
     return ["collectives, a device and execution", *lines] if lines else []

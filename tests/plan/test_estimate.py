@@ -1,16 +1,20 @@
 """A step on a mesh: bytes against sharded arrays, times against hand arithmetic."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from mmrl import config as configs
+from mmrl.chips import GIB
 from mmrl.models import DecoderConfig, LoraConfig
 from mmrl.plan.arithmetic import Workload, decode_flops, forward_flops, step_flops
 from mmrl.plan.devices import parse_topology
 from mmrl.plan.estimate import Step, device_bytes, parameter_bytes, phases, step_cost
 from mmrl.plan.memory import cache_bytes, parameter_shapes
+from mmrl.plan.predict import make_plan
 from mmrl.plan.roofline import Efficiency
 from mmrl.sharding import MeshConfig, layout, make_mesh, shardings
 
@@ -26,6 +30,16 @@ CONFIG = DecoderConfig(
     num_experts=4,
     remat="full",
 )
+ROOT = Path(__file__).parents[2]
+LONG = {"sampling.max_new_tokens": "32768"}
+FOR_H100 = {
+    "mesh.data": "2",
+    "mesh.fsdp": "32",
+    "mesh.expert": "4",
+    "mesh.tensor": "2",
+    "micro_batches": "1",
+}
+WIDE = {"mesh.fsdp": "2", "mesh.tensor": "4", "micro_batches": "32", "model.remat": "products"}
 WORK = Workload(prompts=16, group_size=4, prompt_length=10, response_length=30)
 EVERYTHING = Efficiency(compute=1.0, memory=1.0, network=1.0, latency=0.0)
 
@@ -54,8 +68,11 @@ def test_parameters_of_a_device_are_its_shards(mesh, rules):
 def test_a_device_holds_its_share_of_rows_tokens_and_heads():
     mesh = MeshConfig(data=2, fsdp=2, sequence=3, tensor=2)
     found = device_bytes(Step(CONFIG, WORK, mesh, micro_batches=4, updates=4))
-    tokens = 16 * 4 * 30 / 4 / (2 * 2) / 3
-    assert found.activations == 2 * tokens * 8 / 2 * 4
+    # The inputs of two layers of 16 responses and of 4 prompts, whose 10 tokens 3 does not divide;
+    # the prompts' cache and its gradient, with the states that the responses start from.
+    tokens = 16 * 30 / (2 * 2) / 3 + 4 * 10 / (2 * 2)
+    remembered = (4 * cache_bytes(CONFIG, 10) + 16 * cache_bytes(CONFIG, 0)) / (2 * 2) / 2
+    assert found.activations == 2 * tokens * 8 / 2 * 4 + 2 * remembered
     # In the sampler rows of a cache are cut over data, sequence (3 divides no 64) and fsdp.
     rows, prompts = cache_bytes(CONFIG, 30) * 64, cache_bytes(CONFIG, 10) * 16
     assert found.cache == (rows + prompts) / 2 / 2
@@ -64,11 +81,34 @@ def test_a_device_holds_its_share_of_rows_tokens_and_heads():
 
 def test_rows_that_the_mesh_does_not_divide_are_cut_over_the_axes_that_do():
     mesh = MeshConfig(data=2, fsdp=4)
-    work = dataclasses.replace(WORK, prompts=6, group_size=1)
-    kept = device_bytes(Step(CONFIG, work, mesh)).activations
-    assert kept == 2 * (6 * 30 / 2) * 8 * 4
-    odd = dataclasses.replace(WORK, prompts=15, group_size=1)
-    assert device_bytes(Step(CONFIG, odd, mesh)).activations == 2 * (15 * 30) * 8 * 4
+
+    def kept(prompts: int) -> float:
+        work = dataclasses.replace(WORK, prompts=prompts, group_size=1)
+        return device_bytes(Step(CONFIG, work, mesh)).activations
+
+    # Rows of a micro-batch, prompts and responses alike, by all that one keeps.
+    row = 2 * (30 + 10) * 8 * 4 + 2 * (cache_bytes(CONFIG, 10) + cache_bytes(CONFIG, 0))
+    assert kept(6) == 6 / 2 * row
+    assert kept(15) == 15 * row
+
+
+COMPILED = {
+    # GiB a device of `python -m mmrl.plan`'s compiled update and rollout, 32K tokens of M1 and M2.
+    "M2 on 512 v5p": ("minimax_m2", "v5p:8x8x8", LONG, 29.44, 79.60),
+    "M1 on 512 v5p": ("minimax_m1", "v5p:8x8x8", LONG, 45.97, 45.12),
+    "M2 on 512 H100s": ("minimax_m2", "h100:512", LONG | FOR_H100, 78.01, 50.65),
+    "Qwen2.5-7B on 8 H100s": ("qwen2_5_7b", "h100:8", WIDE, 50.38, 27.44),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_arithmetic_is_close_to_the_compiled_programs(name):
+    """Not 10% below, for what compilers add, nor 2% above, else a search drops what fits."""
+    file, topology, changes, update, rollout = COMPILED[name]
+    config = configs.override(configs.load(ROOT / "configs" / f"{file}.py"), changes)
+    needed = make_plan(config, parse_topology(topology), compiled=False).needed
+    for program, compiled in (("update", update), ("rollout", rollout)):
+        assert 0.9 <= needed[program] / GIB / compiled <= 1.02, program
 
 
 def test_adapters_alone_have_gradients_and_moments():
