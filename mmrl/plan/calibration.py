@@ -5,6 +5,7 @@ in the same run, so that other work on the machine slows both alike. Each config
 of its own, whose greatest resident size, above what it had before, is the measured memory.
 """
 
+import ctypes
 import dataclasses
 import functools
 import json
@@ -178,6 +179,7 @@ def _run(config: TrainConfig) -> dict[str, Any]:
         return {"rollout": between - start, "update": time.perf_counter() - between}
 
     step()
+    ctypes.CDLL(None).malloc_trim(0)  # else what the first step freed counts as held before
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the greatest size counts from here
     found = [step() for _ in range(REPEATS)]
