@@ -1,9 +1,11 @@
-"""The persistent compilation cache: a program that was compiled once is read from disk."""
+"""How programs are compiled: once, then read from disk, and what runs once with less effort."""
 
 import os
 from pathlib import Path
 
 import jax
+
+from pallas_kernels import target
 
 
 def enable_compilation_cache() -> None:
@@ -13,3 +15,12 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", directory)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def run_once_options() -> dict[str, int] | None:
+    """The compiler's options for a program that runs once, as that of the random parameters does.
+
+    On a CPU LLVM's optimizations at their default level take seconds, and the program milliseconds.
+    Level 1 gives the same bits; level 0 does not, for it rounds between product and sum.
+    """
+    return {"xla_backend_optimization_level": 1} if target.platform() == "cpu" else None

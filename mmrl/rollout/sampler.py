@@ -93,9 +93,9 @@ def generate(
     tokens, lengths = prompts if isinstance(prompts, tuple) else pad_prompts(prompts)
     shape = (tokens.shape[0], sampling.group_size)
     if seeds is None:
-        seeds = jnp.arange(shape[0], dtype=jnp.int32)
+        seeds = np.arange(shape[0], dtype=np.int32)
     if max_new_tokens is None:
-        max_new_tokens = jnp.full(shape, sampling.max_new_tokens, jnp.int32)
+        max_new_tokens = np.full(shape, sampling.max_new_tokens, np.int32)
     graphdef, params = nnx.split(model)
     arrays = (params, tokens, lengths, seeds, max_new_tokens, rng)
     if temperatures is not None:

@@ -8,6 +8,7 @@ moments, must be float32; bfloat16 moments would not follow b2.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -156,6 +157,7 @@ def decayed(params: Any, *, embeddings: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def learning_rate(config: OptimizerConfig, opt_state: optax.OptState) -> jax.Array:
     """Learning rate of the latest update, or of the next one if the latest was skipped."""
     count = optax.tree.get(opt_state, "ScaleByScheduleState").count

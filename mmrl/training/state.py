@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mmrl.compilation import run_once_options
 from mmrl.errors import UserError
 from mmrl.models import Decoder, DecoderConfig, load
 from mmrl.sharding import shardings
@@ -44,7 +45,8 @@ def init_params(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.State:
     def init(key):
         return nnx.state(Decoder(config, nnx.Rngs(key)))
 
-    return jax.jit(init, out_shardings=shardings(shapes, mesh))(key)
+    places = shardings(shapes, mesh)
+    return jax.jit(init, out_shardings=places, compiler_options=run_once_options())(key)
 
 
 def load_initial(path: str, config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.State:
@@ -76,7 +78,7 @@ def init_adapters(config: DecoderConfig, key: jax.Array, mesh: Mesh) -> nnx.Stat
     def init(key):
         return nnx.state(Decoder(config, nnx.Rngs(key)), nnx.LoRAParam)
 
-    return jax.jit(init, out_shardings=places)(key)
+    return jax.jit(init, out_shardings=places, compiler_options=run_once_options())(key)
 
 
 def split_trained(params: nnx.State) -> tuple[nnx.State, nnx.State]:
