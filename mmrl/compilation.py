@@ -1,4 +1,4 @@
-"""How programs are compiled: once, then read from disk, and what runs once with less effort."""
+"""How programs are compiled: kept on disk, and with less effort where they run once."""
 
 import os
 from pathlib import Path

@@ -10,6 +10,7 @@ The run continues from its last checkpoint if `workdir` holds one. Ctrl-C or SIG
 """
 
 import functools
+import gc
 import sys
 import threading
 import time
@@ -337,6 +338,7 @@ def main(argv: list[str], overrides: dict[str, str], given: slime.Given) -> None
     with distributed.job():
         config, workdir = slime.configure(_CONFIG.value, _WORKDIR.value, given, overrides)
         enable_compilation_cache()
+        gc.set_threshold(100_000)  # tracing makes many objects and little garbage
         try:
             finished = train(config, workdir)
         except FloatingPointError as error:

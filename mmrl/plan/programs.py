@@ -17,7 +17,7 @@ from mmrl.rollout.memory import prompt_batches
 from mmrl.rollout.modes import mode_limits
 from mmrl.training.config import TrainConfig
 from mmrl.training.optimizer import make_optimizer
-from mmrl.training.state import abstract_model, optimizer_places, split_trained
+from mmrl.training.state import abstract_model, optimizer_places, placed, split_trained
 from mmrl.training.update import policy_update
 
 ProgramName = Literal["reshard", "rollout", "update"]
@@ -43,7 +43,7 @@ def parameters(config: TrainConfig, mesh: Mesh, layout: sharding.Layout = "train
     """The model's parameters as shapes, each with its place."""
     _, shapes = abstract_model(config.model)
     with sharding.layout(layout):
-        return _placed(shapes, sharding.shardings(shapes, mesh))
+        return placed(shapes, sharding.shardings(shapes, mesh))
 
 
 def rollout_prompts(config: TrainConfig, mesh: Mesh, device_bytes: float | None = None) -> int:
@@ -99,9 +99,9 @@ def _update(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
     graphdef, _ = abstract_model(config.model)
     trained, frozen = split_trained(parameters(config, mesh))
     optimizer = make_optimizer(config.optimizer)
-    opt_state = _placed(*optimizer_places(optimizer, trained, mesh, config.optimizer.offload))
+    opt_state = placed(*optimizer_places(optimizer, trained, mesh, config.optimizer.offload))
     rollout = rollout_arrays(config, config.prompts_per_step // config.updates_per_rollout)
-    rollout = _placed(rollout, sharding.batch_shardings(rollout, mesh))
+    rollout = placed(rollout, sharding.batch_shardings(rollout, mesh))
     score = jax.ShapeDtypeStruct(
         rollout.mask.shape, jnp.float32, sharding=rollout.behaviour_logprobs.sharding
     )
@@ -119,11 +119,4 @@ def _update(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered:
         objective=config.objective,
         temperature=config.sampling.temperature,
         micro_batches=config.micro_batches,
-    )
-
-
-def _placed(tree, places):
-    """The shapes of `tree`, each with its sharding."""
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
     )

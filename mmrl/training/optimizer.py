@@ -75,6 +75,7 @@ class OptimizerConfig:
                 raise ValueError(f"{field} must be {requirement}, not {getattr(self, field)!r}")
 
 
+@functools.cache  # one object for one config: programs that take it are traced once
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW with `make_schedule`, skipping non-finite gradients.
 

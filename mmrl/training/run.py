@@ -30,6 +30,7 @@ from mmrl.rewards.slime_functions import Filter, find_filter, reward_function
 from mmrl.rollout.modes import with_modes, with_solution
 from mmrl.sharding import Layout, replicated, reshard
 from mmrl.training import checkpoint
+from mmrl.training.ahead import compile_ahead
 from mmrl.training.config import TrainConfig
 from mmrl.training.episodes import find_player
 from mmrl.training.off_policy import Carry, restored
@@ -75,12 +76,15 @@ class Run:
         self.mesh = jax.sharding.get_mesh()
         self.reward, self.keep = _functions(config)
         self.graphdef, _ = abstract_model(config.model)
+        self.checkpoints = checkpoint.open_checkpoints(workdir, config.checkpoint)
+        done = self.checkpoints.latest_step() or 0
+        ends = ((phase, steps_before(config, phase) + n) for phase, n in config.phases.items())
+        compile_ahead(self.config, next((p for p, end in ends if end > done), "rl"), self.mesh)
         self.iterators = _iterators(config)
         self.held_out = held_out_examples(config)
         self.tokens_total = 0
         self.reshard_seconds = 0.0
         self.done = 0
-        self.checkpoints = checkpoint.open_checkpoints(workdir, config.checkpoint)
         self._start_or_restore()
         if self.primary:
             configs.save_json(config, workdir / "config.json")

@@ -105,6 +105,13 @@ def optimizer_places(optimizer, params, mesh: Mesh, offload: bool = False) -> tu
     return shapes, host_memory(shapes, places) if offload else places
 
 
+def placed(tree, places):
+    """The shapes of `tree`, each with its sharding."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
+
+
 def host_memory(shapes, places):
     """Where `mmrl.training.optimizer.offloaded` puts an optimizer's state: `places`, on the host.
 
