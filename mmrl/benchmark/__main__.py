@@ -4,7 +4,7 @@ python -m mmrl.benchmark
 python -m mmrl.benchmark --checkpoint=PATH --lengths= --contexts=64 --batch=1 --transformers
 python -m mmrl.benchmark --suite=step --workload=A
 python -m mmrl.benchmark --suite=peers --scripts=DIR --trl=PYTHON --tunix=PYTHON
-python -m mmrl.benchmark --suite=hybrid
+python -m mmrl.benchmark --suite=hybrid --batch=8
 python -m mmrl.benchmark --suite=growth
 """
 
@@ -82,7 +82,7 @@ def main(_: list[str]) -> None:
     found = {
         "model": model_figures,
         "step": lambda: workload.figures(workload.WORKLOADS[_WORKLOAD.value], _STEPS.value),
-        "hybrid": lambda: growth.hybrid(_NEW_TOKENS.value, _REPEATS.value),
+        "hybrid": lambda: growth.hybrid(_BATCH.value, _NEW_TOKENS.value, _REPEATS.value),
         "growth": lambda: growth.exponents(_STEPS.value),
     }[_SUITE.value]()
     print(json.dumps(found))

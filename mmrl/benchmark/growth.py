@@ -14,33 +14,36 @@ from mmrl.benchmark import model
 from mmrl.benchmark.timing import median_seconds
 from mmrl.benchmark.workload import QWEN2, Workload, run
 from mmrl.models import Cache, Decoder, DecoderConfig
+from mmrl.rollout.rows import unstacked_layers
 
 CONTEXT = 32768
 
 
-def filled_cache(config: DecoderConfig, context: int, slots: int) -> Cache:
-    """A cache of one row as after `context` tokens, whose keys, values and states are random."""
-    cache = Cache.create(config, 1, slots)
-    slot = jnp.arange(slots)[None]
-    return dataclasses.replace(
+def filled_cache(config: DecoderConfig, rows: int, context: int, slots: int) -> Cache:
+    """A cache of rows as after `context` tokens, whose keys, values and states are random."""
+    cache = Cache.create(config, rows, slots)
+    slot = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
+    cache = dataclasses.replace(
         cache,
         layers=jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), cache.layers),
         positions=jnp.where(slot < context, slot, -1),
-        lengths=jnp.full((1,), context, jnp.int32),
+        lengths=jnp.full((rows,), context, jnp.int32),
         slot=jnp.asarray(context, jnp.int32),
     )
+    return cache.unstacked() if Decoder.unstacks() else cache
 
 
-def hybrid(new_tokens: int, repeats: int, context: int = CONTEXT) -> dict[str, float]:
-    """Decoding of one row after `context` tokens by the hybrid and by its all-softmax twin."""
+def hybrid(rows: int, new_tokens: int, repeats: int, context: int = CONTEXT) -> dict[str, float]:
+    """Decoding of rows after `context` tokens by the hybrid and by its all-softmax twin."""
     found: dict[str, float] = {}
     for name, pattern in (("hybrid", model.MODEL.layer_pattern), ("softmax", ("softmax",))):
         config = dataclasses.replace(model.MODEL, layer_pattern=pattern)
         graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
-        cache = filled_cache(config, context, context + new_tokens)
-        arguments = (graphdef, params, cache, jax.random.key(1), new_tokens)
+        cache = filled_cache(config, rows, context, context + new_tokens)
+        layers = unstacked_layers(graphdef, params, "train")
+        arguments = (graphdef, params, layers, cache, jax.random.key(1), new_tokens)
         seconds = median_seconds(functools.partial(model.decode, *arguments), repeats)
-        found[f"{name}_decode_tok_s"] = new_tokens / seconds
+        found[f"{name}_decode_tok_s"] = rows * new_tokens / seconds
         found[f"{name}_cache_mib"] = sum(x.nbytes for x in jax.tree.leaves(cache)) / 2**20
     return found | {
         "speed_ratio": found["hybrid_decode_tok_s"] / found["softmax_decode_tok_s"],

@@ -51,9 +51,11 @@ def forward(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array) -> jax
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "slots"))
 def prefill(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array, slots: int) -> Cache:
-    """The cache after tokens [B, T], with room for `slots` tokens."""
+    """The cache after tokens [B, T], with room for `slots` tokens, for a loop over tokens."""
     model = nnx.merge(graphdef, params)
-    return model.hidden_states(tokens, cache=Cache.create(model.config, len(tokens), slots))[1]
+    cache = Cache.create(model.config, len(tokens), slots)
+    cache = model.hidden_states(tokens, cache=cache)[1]
+    return cache.unstacked() if model.unstacks() else cache
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "new_tokens"))
@@ -67,7 +69,6 @@ def decode(
 ) -> jax.Array:
     """Samples `new_tokens` tokens a row after the cache; [B] the last of them."""
     model = nnx.merge(graphdef, params)
-    cache = cache if layers is None else cache.unstacked()
 
     def step(index, carry):
         token, cache = carry
