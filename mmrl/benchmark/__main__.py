@@ -39,6 +39,9 @@ _TRANSFORMERS = flags.DEFINE_boolean(
 _LIGHTNING_ONLY = flags.DEFINE_boolean("lightning_only", False, "Leave the softmax layer out.")
 _WORKLOAD = flags.DEFINE_enum("workload", "A", [*workload.WORKLOADS], "Of --suite=step.")
 _STEPS = flags.DEFINE_integer("steps", 6, "RL steps, the first of which compiles.", lower_bound=1)
+_DEVICES = flags.DEFINE_integer(
+    "devices", 1, "CPU devices that share the prompts of --suite=step.", lower_bound=1
+)
 _SCRIPTS = flags.DEFINE_string("scripts", None, "Folder of trl_step.py and tunix_step.py.")
 _PYTHONS = {
     name: flags.DEFINE_string(name, None, f"Python of an environment with {name}.")
@@ -81,7 +84,9 @@ def main(_: list[str]) -> None:
         return
     found = {
         "model": model_figures,
-        "step": lambda: workload.figures(workload.WORKLOADS[_WORKLOAD.value], _STEPS.value),
+        "step": lambda: workload.figures(
+            workload.WORKLOADS[_WORKLOAD.value], _STEPS.value, _DEVICES.value
+        ),
         "hybrid": lambda: growth.hybrid(_BATCH.value, _NEW_TOKENS.value, _REPEATS.value),
         "growth": lambda: growth.exponents(_STEPS.value),
     }[_SUITE.value]()

@@ -20,6 +20,7 @@ from mmrl.rl.advantages import group_relative
 from mmrl.rl.loss import ObjectiveConfig
 from mmrl.rollout import Rollout, SamplingConfig, generate
 from mmrl.rollout.sampler import packed_size
+from mmrl.sharding import MeshConfig, make_mesh
 from mmrl.training.flops import flops_per_token
 from mmrl.training.optimizer import OptimizerConfig, make_optimizer
 from mmrl.training.update import policy_update
@@ -162,15 +163,18 @@ def forward_flops(workload: Workload, tokens: int) -> float:
     )
 
 
-def figures(workload: Workload, steps: int) -> dict[str, object]:
+def figures(workload: Workload, steps: int, devices: int = 1) -> dict[str, object]:
     """Medians over the steps after the first, and their shares of what this machine can do.
 
     `rollout_of_roofline`: the least seconds that its FLOPs at the rate of a 2,048³ product, or the
     reads of weights and cache at the memory bandwidth, would take, over those it took.
-    `update_mfu`: 3 × the forward FLOPs at that rate over the seconds of the update.
+    `update_mfu`: 3 × the forward FLOPs at that rate over the seconds of the update. The prompts are
+    shared by `devices` of a CPU, which have a share of the cores each: the rate is their sum.
     """
-    rate, bandwidth = matrix_rate(), read_bandwidth()
-    done, recompilations = run(workload, steps)
+    jax.config.update("jax_num_cpu_devices", devices)
+    rate, bandwidth = devices * matrix_rate(), read_bandwidth()
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        done, recompilations = run(workload, steps)
     measured = done[1:] or done
 
     def median(value: Callable[[Step], float]) -> float:
