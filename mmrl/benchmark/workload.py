@@ -169,10 +169,10 @@ def figures(workload: Workload, steps: int, devices: int = 1) -> dict[str, objec
     `rollout_of_roofline`: the least seconds that its FLOPs at the rate of a 2,048³ product, or the
     reads of weights and cache at the memory bandwidth, would take, over those it took.
     `update_mfu`: 3 × the forward FLOPs at that rate over the seconds of the update. The prompts are
-    shared by `devices` of a CPU, which have a share of the cores each: the rate is their sum.
+    shared by `devices` of a CPU; one that works alone, as for the rate, has all cores.
     """
     jax.config.update("jax_num_cpu_devices", devices)
-    rate, bandwidth = devices * matrix_rate(), read_bandwidth()
+    rate, bandwidth = matrix_rate(), read_bandwidth()
     with jax.set_mesh(make_mesh(MeshConfig())):
         done, recompilations = run(workload, steps)
     measured = done[1:] or done
