@@ -30,7 +30,7 @@ def filled_cache(config: DecoderConfig, rows: int, context: int, slots: int) -> 
         lengths=jnp.full((rows,), context, jnp.int32),
         slot=jnp.asarray(context, jnp.int32),
     )
-    return cache.unstacked() if Decoder.unstacks() else cache
+    return Decoder.cache_of_loop(cache)
 
 
 def hybrid(rows: int, new_tokens: int, repeats: int, context: int = CONTEXT) -> dict[str, float]:

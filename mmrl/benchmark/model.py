@@ -54,8 +54,7 @@ def prefill(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array, slots:
     """The cache after tokens [B, T], with room for `slots` tokens, for a loop over tokens."""
     model = nnx.merge(graphdef, params)
     cache = Cache.create(model.config, len(tokens), slots)
-    cache = model.hidden_states(tokens, cache=cache)[1]
-    return cache.unstacked() if model.unstacks() else cache
+    return model.cache_of_loop(model.hidden_states(tokens, cache=cache)[1])
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "new_tokens"))

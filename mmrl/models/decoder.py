@@ -114,11 +114,16 @@ class Decoder(nnx.Module):
         """
         return target.platform() == "cpu"
 
+    @classmethod
+    def cache_of_loop(cls, cache: Cache) -> Cache:
+        """The cache as a loop over tokens wants it, beside the weights of `unstacked`."""
+        return cache.unstacked() if cls.unstacks() else cache
+
     def unstacked(self) -> Layers | None:
         """The weights of each layer as arrays of their own, by run; None where stacks are as good.
 
         A loop over tokens calls this before its first step, and pays for one copy instead of one a
-        token. Its cache must be `Cache.unstacked` then.
+        token. Its cache must be that of `cache_of_loop`.
         """
         if not self.unstacks():
             return None

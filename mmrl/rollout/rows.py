@@ -68,7 +68,7 @@ class RowSettings(NamedTuple):
 def empty_rows(config: DecoderConfig, rows: int, slots: int, layout: Layout) -> Cache:
     with sharding.layout(layout):
         cache = Cache.create(config, rows, slots, independent=True)
-        return cache.unstacked() if Decoder.unstacks() else cache
+        return Decoder.cache_of_loop(cache)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "layout"))

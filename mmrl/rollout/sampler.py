@@ -138,8 +138,7 @@ def _sample(
     (rows, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
     batch = rows * group
     cache, last = prefill(model, prompt_tokens, prompt_lengths)
-    cache, layers = cache.fork(group, length), model.unstacked()
-    cache = cache if layers is None else cache.unstacked()
+    cache, layers = model.cache_of_loop(cache.fork(group, length)), model.unstacked()
     fold_in = jax.vmap(jax.random.fold_in)
     prompt_keys = jnp.repeat(fold_in(jnp.broadcast_to(rng, rows), seeds), group)
     keys = fold_in(prompt_keys, jnp.tile(jnp.arange(group), rows))

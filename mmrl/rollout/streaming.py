@@ -160,7 +160,7 @@ def piece_width(tokens: int, room: int) -> int:
 def _empty_cache(config: DecoderConfig, slots: int) -> Cache:
     """An empty cache of one row; compiled, so that each of its arrays has memory to donate."""
     cache = Cache.create(config, 1, slots, independent=True)
-    return cache.unstacked() if Decoder.unstacks() else cache
+    return Decoder.cache_of_loop(cache)
 
 
 @jax.jit
