@@ -34,6 +34,7 @@ QWEN2 = DecoderConfig(
     head_dim=32,
     intermediate_size=1024,
     attention_bias=True,
+    scan_layers=False,
 )
 
 

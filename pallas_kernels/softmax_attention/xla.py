@@ -160,17 +160,21 @@ def _attend_dense(q, k, v, rows, slots, scale):
 
 
 def _dense_gradient(q, k, v, rows, slots, out_bar, lse, shift, scale):
-    """dq, dk, dv in float32; the scores are laid out [S, R], as the fastest products want them."""
-    visible = _visible(rows, slots).swapaxes(2, 3)
+    """dq, dk, dv in float32; the scores are laid out as in the forward pass, [R, S].
+
+    A row's place in memory is not linear in its label's, and XLA's CPU compiler gives up on
+    vectors for a loop that has rows innermost.
+    """
+    visible = _visible(rows, slots)
     operand = q.astype(k.dtype)
-    scores = scale * _product("bhsd,bhrd->bhsr", k, operand)
-    weights = jnp.where(visible, jnp.exp(scores - lse[:, :, None]), 0.0)
-    weights_bar = _product("bhsd,bhrd->bhsr", v, out_bar)
-    scores_bar = scale * jnp.where(visible, weights * (weights_bar + shift[:, :, None]), 0.0)
+    scores = scale * _product("bhrd,bhsd->bhrs", operand, k)
+    weights = jnp.where(visible, jnp.exp(scores - lse[..., None]), 0.0)
+    weights_bar = _product("bhrd,bhsd->bhrs", out_bar, v)
+    scores_bar = scale * jnp.where(visible, weights * (weights_bar + shift[..., None]), 0.0)
     scores_bar, weights = scores_bar.astype(k.dtype), weights.astype(v.dtype)
-    dq = _product("bhds,bhsr->bhdr", k.swapaxes(2, 3), scores_bar).swapaxes(2, 3)
-    dk = _product("bhsr,bhrd->bhsd", scores_bar, operand)
-    return dq, dk, _product("bhsr,bhrd->bhsd", weights, out_bar.astype(v.dtype))
+    dq = _product("bhrs,bhsd->bhrd", scores_bar, k)
+    dk = _product("bhrs,bhrd->bhsd", scores_bar, operand)
+    return dq, dk, _product("bhrs,bhrd->bhsd", weights, out_bar.astype(v.dtype))
 
 
 # Few rows: a loop over blocks of the filled slots of one layer, read where they stand.

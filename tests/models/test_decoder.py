@@ -37,9 +37,12 @@ def relative_error(actual, expected) -> float:
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize("postnorm", [True, False])
-def test_logits_equal_a_float64_forward_pass_written_from_the_formulas(postnorm, hybrid, tokens):
-    model = Decoder(dataclasses.replace(hybrid.config, postnorm=postnorm), nnx.Rngs(0))
+@pytest.mark.parametrize(("postnorm", "scan_layers"), [(True, True), (False, True), (True, False)])
+def test_logits_equal_a_float64_forward_pass_written_from_the_formulas(
+    postnorm, scan_layers, hybrid, tokens
+):
+    config = dataclasses.replace(hybrid.config, postnorm=postnorm, scan_layers=scan_layers)
+    model = Decoder(config, nnx.Rngs(0))
     logits, cache = forward(model, tokens)
     assert cache is None and logits.dtype == jnp.float32
     assert relative_error(logits, expected_logits(model, tokens)) < 1e-5
@@ -83,7 +86,9 @@ def test_a_prompt_read_in_pieces_with_padding_between_equals_the_whole(hybrid, t
     assert relative_error(np.concatenate(got, axis=1), expected_logits(hybrid, tokens)) < 1e-5
 
 
-def test_a_fork_continues_its_prompt_as_if_each_row_had_read_it(hybrid, tokens):
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_fork_continues_its_prompt_as_if_each_row_had_read_it(scan_layers, hybrid, tokens):
+    hybrid = Decoder(dataclasses.replace(hybrid.config, scan_layers=scan_layers), nnx.Rngs(0))
     prompts, group = tokens[:2, :9], 3
     continuations = np.asarray(jax.random.randint(jax.random.key(2), (6, 7), 0, 37))
     _, cache = forward(hybrid, prompts, cache=Cache.create(hybrid.config, 2, 9))
@@ -95,6 +100,24 @@ def test_a_fork_continues_its_prompt_as_if_each_row_had_read_it(hybrid, tokens):
     for t in range(7):
         logits, forked = forward(hybrid, continuations[:, t : t + 1], cache=forked)
         assert relative_error(logits[:, 0], expected[:, t]) < 1e-5
+
+
+@pytest.mark.parametrize("remat", ["none", "projections"])
+def test_layers_compiled_apart_have_the_gradients_of_scanned_ones(remat, hybrid, tokens):
+    def gradients(scan_layers: bool, remat: str):
+        config = dataclasses.replace(hybrid.config, scan_layers=scan_layers, remat=remat)
+        graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
+
+        def loss(params):
+            model = nnx.merge(graphdef, params)
+            _, cache = model(tokens[:2, :9], cache=Cache.create(config, 2, 9))
+            logits, _ = model(np.resize(tokens, (4, 21))[:, 9:], cache=cache.fork(2, slots=0))
+            return jnp.square(logits).mean()
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+
+    pairs = zip(gradients(False, remat), gradients(True, "none"), strict=True)
+    assert all(relative_error(apart, scanned) < 1e-5 for apart, scanned in pairs)
 
 
 def test_a_fork_cannot_be_forked(hybrid):
