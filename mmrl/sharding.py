@@ -172,6 +172,21 @@ def uncut(axis: str, size: int, mesh) -> tuple[str, ...]:
     return asked[len(_mesh_axes(axis, (size,), mesh)) :]
 
 
+def row_groups(rows: int) -> int:
+    """In how many equal parts the current mesh holds so many rows, each on devices of its own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else parts("rows", rows, mesh)
+
+
+def cache_groups(prompts: int) -> int:
+    """As `row_groups`, of the rows of a cache: parts that hold the prompts which they continue.
+
+    1 where the mesh has more devices for rows than there are prompts.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or uncut("prompts", prompts, mesh) else parts("prompts", prompts, mesh)
+
+
 def abstract_mesh(config: MeshConfig) -> AbstractMesh:
     """A mesh of these sizes, all positive, without devices."""
     sizes = asdict(config)

@@ -29,7 +29,7 @@ from mmrl.compilation import enable_compilation_cache
 from mmrl.data import Example, prompt_tokens
 from mmrl.errors import UserError, user_mistakes
 from mmrl.models import Decoder
-from mmrl.processes import any_process, gather_rows, share
+from mmrl.processes import any_process, everywhere, gather_rows, share
 from mmrl.report.html import write_report
 from mmrl.report.metrics import write_rollouts
 from mmrl.report.progress import Progress, print_summary
@@ -239,7 +239,7 @@ def update_policy(run: Run, rollout: Rollout) -> list[Metrics]:
             extra["old_logprobs"] = score(params, part.arrays())
     sizes: list[int | None] = [None] * len(parts)
     if config.packed_updates:
-        lengths = np.split(np.asarray(rollout.lengths), len(parts))
+        lengths = np.split(everywhere(rollout.lengths), len(parts))
         sizes = [packed_size(x, rollout.tokens.shape[-1], config.micro_batches) for x in lengths]
     for part, extra, size in zip(parts, scores, sizes, strict=True):
         params, opt_state, metrics = policy_update(

@@ -13,6 +13,7 @@ from oracles.small_models import HYBRID
 
 from mmrl.models import DecoderConfig, experts
 from mmrl.rollout import Rollout, SamplingConfig, generate, score
+from mmrl.rollout.sampler import packed_size
 from mmrl.sharding import MeshConfig, batch_shardings, make_mesh, shardings
 from mmrl.training.state import abstract_model, init_params
 
@@ -56,12 +57,14 @@ def parameters(config: DecoderConfig):
     return jax.device_get(init_params(config, jax.random.key(0), mesh))
 
 
-def run(config: DecoderConfig, mesh, prompts=(PROMPTS, LENGTHS), sampling=SAMPLING) -> dict:
+def run(
+    config: DecoderConfig, mesh, prompts=(PROMPTS, LENGTHS), sampling=SAMPLING, packed=False
+) -> dict:
     """Tokens that are sampled, and loss and gradients of their log-probabilities."""
     graphdef, _ = abstract_model(config)
 
-    def loss(params, rollout: Rollout):
-        scored = score(nnx.merge(graphdef, params), rollout, 1.0)
+    def loss(params, rollout: Rollout, size: int | None = None):
+        scored = score(nnx.merge(graphdef, params), rollout, 1.0, size)
         signs = jnp.where(rollout.tokens % 3 == 0, 1.0, -0.5) * rollout.mask
         total = jnp.sum(signs * scored["logprobs"]) / signs.size
         total += 0.1 * jnp.sum(scored["entropy"] * rollout.mask) / signs.size
@@ -71,7 +74,10 @@ def run(config: DecoderConfig, mesh, prompts=(PROMPTS, LENGTHS), sampling=SAMPLI
         params = jax.device_put(parameters(config), shardings(parameters(config), mesh))
         prompts = jax.device_put(prompts, batch_shardings(prompts, mesh))
         rollout = generate(nnx.merge(graphdef, params), prompts, sampling, jax.random.key(1))
-        value, grads = jax.jit(jax.value_and_grad(loss))(params, rollout.arrays())
+        size = packed_size(np.asarray(rollout.lengths), sampling.max_new_tokens) if packed else None
+        assert not packed or size is not None
+        gradients = jax.jit(jax.value_and_grad(loss), static_argnums=2)
+        value, grads = gradients(params, rollout.arrays(), size)
         return jax.device_get(
             {"rollout": rollout.arrays(), "loss": value, "grads": dict(nnx.to_flat_state(grads))}
         )
@@ -96,6 +102,22 @@ def test_a_mesh_gives_the_loss_gradients_and_tokens_of_one_device(
     monkeypatch.setattr(experts, "FEW_TOKENS", 4)
     found = run(MODELS[model], make_mesh(MeshConfig(**{"data": 1} | sizes)))
     assert_equal(found, of_one_device[model])
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "expert": 2}], ids="-".join
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_each_device_packs_and_moves_together_its_own_rows(model, sizes):
+    """The rows that run on when others have ended, and the tokens of an update without padding."""
+    sampling = dataclasses.replace(SAMPLING, group_size=4, max_new_tokens=16, stop_ids=(*range(9),))
+    one = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
+    expected = run(MODELS[model], one, sampling=sampling)
+    lengths = expected["rollout"].lengths
+    assert lengths.max() > 8 and (lengths < 6).mean() > 0.4
+    sampling = dataclasses.replace(sampling, compactions=2)
+    mesh = make_mesh(MeshConfig(**{"data": 1} | sizes))
+    assert_equal(run(MODELS[model], mesh, sampling=sampling, packed=True), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The decode cache: a fixed-size state for lightning layers, key and value slots for softmax."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,13 +149,11 @@ class Cache:
     def take(self, rows: jax.Array, prompts: jax.Array | None = None) -> "Cache":
         """The cache of some rows, each with a prompt of its own: row i of `prompts` of the shared.
 
-        A number past the last gives the last.
+        `rows` and `prompts` as of `take_rows`.
         """
         axis = 0 if self.is_unstacked else 1
-        layers = jax.tree.map(lambda x: jnp.take(x, rows, axis=axis, mode="clip"), self.layers)
-        positions, lengths = (
-            jnp.take(x, rows, axis=0, mode="clip") for x in (self.positions, self.lengths)
-        )
+        layers = jax.tree.map(lambda x: take_rows(x, rows, axis), self.layers)
+        positions, lengths = (take_rows(x, rows) for x in (self.positions, self.lengths))
         prompt = None
         if self.prompt is not None and prompts is not None:
             prompt = self.prompt.take(prompts)
@@ -183,6 +182,23 @@ class Cache:
             new = jnp.where(valid, positions, -1)
             slots = jax.lax.dynamic_update_slice(slots, new, (0, targets))
         return dataclasses.replace(self, positions=slots, lengths=lengths, slot=slot)
+
+
+def take_rows(x: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
+    """Rows of an axis: of numbers [R], or [D, R / D] within each of D equal groups of the axis.
+
+    Groups that lie on devices of their own stay there. A number past the last gives the last.
+    """
+    if rows.ndim == 1:
+        return jnp.take(x, rows, axis=axis, mode="clip")
+    take = functools.partial(jnp.take, axis=axis, mode="clip")
+    found = jax.vmap(take, in_axes=(axis, 0), out_axes=axis)(split_rows(x, len(rows), axis), rows)
+    return found.reshape(*x.shape[:axis], rows.size, *x.shape[axis + 1 :])
+
+
+def split_rows(x: jax.Array, groups: int, axis: int = 0) -> jax.Array:
+    """The axis cut into equal groups, which come before it."""
+    return x.reshape(*x.shape[:axis], groups, -1, *x.shape[axis + 1 :])
 
 
 def write_slots(entry: KeyValues, k: jax.Array, v: jax.Array, index: jax.Array | None, targets):

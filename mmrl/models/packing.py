@@ -5,14 +5,17 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from mmrl.sharding import constrain, row_groups
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packing:
-    """Where the valid tokens of rows [B, T] lie in one row of N, and the other way round.
+    """Where the valid tokens of rows [B, T] lie in D rows of N, and the other way round.
 
-    `places` [B, T] are places in the row, N for padding; `sources` [N] are indices into the B · T
-    tokens, B · T for places that hold none.
+    A mesh has D devices or groups of them for the rows (`row_groups`), and each packs its own B / D
+    rows into one. `places` [B, T] are places in that row, N for padding; `sources` [D, N] are
+    indices into the group's B / D · T tokens, one past the last for places that hold none.
     """
 
     places: jax.Array
@@ -20,21 +23,29 @@ class Packing:
 
     @classmethod
     def of(cls, valid: jax.Array, size: int) -> "Packing":
-        """The packing of the tokens that are valid [B, T]; of more than `size`, the first."""
-        flat = valid.reshape(-1)
-        counts = jnp.cumsum(flat, dtype=jnp.int32) - 1
+        """The packing of the tokens that are valid [B, T], `size` of each group at most."""
+        flat = valid.reshape(row_groups(len(valid)), -1)
+        counts = jnp.cumsum(flat, axis=1, dtype=jnp.int32) - 1
         places = jnp.where(flat, jnp.minimum(counts, size), size).reshape(valid.shape)
-        (sources,) = jnp.nonzero(flat, size=size, fill_value=flat.size)
+        fill = flat.shape[1]
+        (sources,) = jax.vmap(lambda row: jnp.nonzero(row, size=size, fill_value=fill))(flat)
         return cls(places, sources.astype(jnp.int32))
 
+    @property
+    def filled(self) -> jax.Array:
+        """[D, N]: which places hold a token."""
+        return self.sources < self.places.size // len(self.sources)
+
     def pack(self, x: jax.Array) -> jax.Array:
-        """[B, T, …] to [1, N, …], 0 where the row holds nothing."""
-        rows = x.reshape(-1, *x.shape[2:])
-        return _take(rows, self.sources, self.places.reshape(-1))[None]
+        """[B, T, …] to [D, N, …], 0 where a row holds nothing."""
+        groups = len(self.sources)
+        rows = x.reshape(groups, -1, *x.shape[2:])
+        packed = jax.vmap(_take)(rows, self.sources, self.places.reshape(groups, -1))
+        return constrain(packed, "rows", "time", *(None for _ in x.shape[2:]))
 
     def unpack(self, x: jax.Array) -> jax.Array:
-        """[1, N, …] to [B, T, …], 0 at padding."""
-        rows = _take(x[0], self.places.reshape(-1), self.sources)
+        """[D, N, …] to [B, T, …], 0 at padding."""
+        rows = jax.vmap(_take)(x, self.places.reshape(len(x), -1), self.sources)
         return rows.reshape(*self.places.shape, *x.shape[2:])
 
 

@@ -10,7 +10,6 @@ again, and gradients flow through the shared prompt into all of its responses.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,10 +21,11 @@ from flax import nnx
 from mmrl import sharding
 from mmrl.data.records import Status
 from mmrl.models import Cache, Decoder
+from mmrl.models.cache import split_rows, take_rows
 from mmrl.models.packing import Packing
 from mmrl.rollout.rollout import Rollout
 from mmrl.rollout.sampling import SamplingConfig, certain_streak, draw
-from mmrl.sharding import Layout
+from mmrl.sharding import Layout, cache_groups, row_groups
 
 Array = jax.Array | np.ndarray
 
@@ -135,52 +135,42 @@ def _sample(
     streaks,
 ):
     model = nnx.merge(graphdef, params)
-    (rows, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
-    batch = rows * group
+    (prompts, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
+    batch = prompts * group
     cache, last = prefill(model, prompt_tokens, prompt_lengths)
     cache, layers = model.cache_of_loop(cache.fork(group, length)), model.unstacked()
-    fold_in = jax.vmap(jax.random.fold_in)
-    prompt_keys = jnp.repeat(fold_in(jnp.broadcast_to(rng, rows), seeds), group)
-    keys = fold_in(prompt_keys, jnp.tile(jnp.arange(group), rows))
+    rows = _begin(prompts, group, seeds, limits, rng, sampling, temperatures)
     stop_ids = jnp.asarray(sampling.stop_ids, jnp.int32)
-    limits = jnp.minimum(limits.reshape(batch), length)
-    tempered = None if temperatures is None else jnp.repeat(temperatures, group)[:, None]
     repetition = sampling.repetition_stop
 
     def decode(carry: _Decoding) -> _Decoding:
-        running = carry.status == Status.PENDING
+        rows, running = carry.rows, carry.status == Status.PENDING
         segments = running[:, None].astype(jnp.int32)
         logits, cache = model(
             carry.token[:, None], segment_ids=segments, cache=carry.cache, layers=layers
         )
-        row, whole = carry.row, len(carry.row) == batch  # whole: still in order
-
-        def own(x: jax.Array) -> jax.Array:
-            return x if whole else x[row]
-
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(own(keys), carry.step)
-        logits = logits[:, 0] if tempered is None else logits[:, 0] / own(tempered)
+        logits = logits[:, 0] if rows.temperature is None else logits[:, 0] / rows.temperature
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.key, carry.step)
         drawn, logprob, support = draw(logits, step_keys, sampling)
         token = jnp.where(running, drawn, 0)
         new = {"tokens": token, "logprobs": jnp.where(running, logprob, 0.0), "mask": running}
         if support is not None:
             new["support"] = jnp.where(running[:, None], support, -1)
-        where = (carry.step,) if whole else (carry.step, row)
         outputs = jax.tree.map(
-            lambda buffer, value: buffer.at[where].set(value.astype(buffer.dtype)),
+            lambda buffer, value: buffer.at[carry.step].set(value.astype(buffer.dtype)),
             carry.outputs,
             new,
         )
         stopped = jnp.isin(token, stop_ids)
         ended = jnp.where(stopped, Status.COMPLETED, Status.TRUNCATED)
-        ends = stopped | (carry.step + 1 >= own(limits))
+        ends = stopped | (carry.step + 1 >= rows.limit)
         streak = carry.streak
         if repetition is not None:
             streak = certain_streak(streak, logprob, repetition.logprob)
             repeats = (streak >= repetition.tokens) & ~stopped
             ended, ends = jnp.where(repeats, Status.REPETITION, ended), ends | repeats
         status = jnp.where(running & ends, ended, carry.status)
-        return _Decoding(carry.step + 1, row, status, token, cache, outputs, streak)
+        return _Decoding(carry.step + 1, rows, status, token, cache, outputs, streak)
 
     outputs = {
         "tokens": jnp.zeros((length, batch), jnp.int32),
@@ -190,22 +180,23 @@ def _sample(
     if sampling.truncates:
         kept = min(sampling.top_k or sampling.nucleus_size, model.config.vocab_size)
         outputs["support"] = jnp.full((length, batch, kept), -1, jnp.int32)
-    status = jnp.where(limits > 0, Status.PENDING, Status.TRUNCATED).astype(jnp.int32)
+    status = jnp.where(rows.limit > 0, Status.PENDING, Status.TRUNCATED).astype(jnp.int32)
     streak = None
     if repetition is not None:
         streak = jnp.zeros(batch, jnp.int32) if streaks is None else streaks.reshape(batch)
     step, first = jnp.zeros((), jnp.int32), jnp.repeat(last, group)
-    carry = _Decoding(step, jnp.arange(batch), status, first, cache, outputs, streak)
-    sizes = _batch_sizes(batch, sampling.compactions)
+    carry = _Decoding(step, rows, status, first, cache, outputs, streak)
+    found = status, outputs
+    sizes = _group_sizes(rows.number.shape, sampling.compactions)
     for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
-        carry = carry if size == len(carry.row) else _compacted(carry, size, group)
+        carry = _compacted(carry, size, group)
         carry = jax.lax.while_loop(functools.partial(_more_than, smaller, length), decode, carry)
-        whole = len(carry.row) == batch
-        status = carry.status if whole else status.at[carry.row].set(carry.status)
+        found = _put(*found, carry)
+    status, outputs = found
     outputs = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, group, length, *x.shape[2:]), carry.outputs
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(prompts, group, length, *x.shape[2:]), outputs
     )
-    zeros = jnp.zeros((rows, group), jnp.float32)
+    zeros = jnp.zeros((prompts, group), jnp.float32)
     return Rollout(
         prompt_tokens=prompt_tokens,
         prompt_lengths=prompt_lengths,
@@ -214,7 +205,7 @@ def _sample(
         mask=outputs["mask"],
         behaviour_logprobs=outputs["logprobs"],
         support=outputs.get("support"),
-        status=status.reshape(rows, group),
+        status=status.reshape(prompts, group),
         reward=zeros,
         advantages=zeros,
         temperatures=temperatures,
@@ -224,51 +215,107 @@ def _sample(
 def packed_size(lengths: np.ndarray, length: int, slices: int = 1) -> int | None:
     """Places for `score` to pack responses of `lengths` [P, G], at most `length` tokens, into.
 
-    For each of `slices` equal slices of the prompts. An eighth of all places or a multiple of it,
-    so that few sizes are ever compiled; None where packing would save less than an eighth, or where
-    a mesh cuts the rows.
+    For each of `slices` equal slices of the prompts, and of each the rows that one device has. An
+    eighth of all places or a multiple of it, so that few sizes are ever compiled; None where
+    packing would save less than an eighth, or where a mesh cuts the tokens of a row.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    places = lengths.size // slices * length
+    if not mesh.empty and mesh.shape["sequence"] > 1:
+        return None
+    parts = slices * row_groups(lengths.size // slices)
+    places = lengths.size // parts * length
     eighth = -(-places // 8)
-    size = -(-int(lengths.reshape(slices, -1).sum(axis=1).max()) // eighth) * eighth
-    return None if size >= places or mesh.size > 1 else max(size, eighth)
+    size = -(-int(lengths.reshape(parts, -1).sum(axis=1).max()) // eighth) * eighth
+    return None if size >= places else max(size, eighth)
+
+
+class _Rows(NamedTuple):
+    """What R rows keep from their first token to their last.
+
+    `number` [D, R / D] of each in its group of the batch: a mesh has D devices or groups of them
+    for the rows of a cache (`cache_groups`), and no row moves from one to another.
+    """
+
+    number: jax.Array
+    key: jax.Array  # [R]
+    limit: jax.Array  # [R], tokens
+    temperature: jax.Array | None  # [R, 1], where prompts have their own
+
+    @property
+    def groups(self) -> int:
+        return len(self.number)
 
 
 class _Decoding(NamedTuple):
-    """What a decode step carries over to the next: of R rows, which are `row` [R] of the batch."""
+    """What a decode step of R rows carries over to the next."""
 
     step: jax.Array
-    row: jax.Array
+    rows: _Rows
     status: jax.Array
     token: jax.Array
     cache: Cache
-    outputs: dict[str, jax.Array]  # [T, B, …], of the whole batch
+    outputs: dict[str, jax.Array]  # [T, R, …]
     streak: jax.Array | None  # as `sampling.repetition_stop` counts
 
 
-def _batch_sizes(batch: int, compactions: int) -> list[int]:
-    """The batch, and the halves that its running rows move into."""
-    if jax.sharding.get_abstract_mesh().size > 1:
-        return [batch]
-    halves = itertools.takewhile(lambda n: n > 0, (batch >> i for i in range(compactions + 1)))
-    return list(halves)
+def _begin(prompts, group, seeds, limits, rng, sampling, temperatures) -> _Rows:
+    """All rows, in order."""
+    batch, groups = prompts * group, cache_groups(prompts)
+    fold_in = jax.vmap(jax.random.fold_in)
+    prompt_keys = jnp.repeat(fold_in(jnp.broadcast_to(rng, prompts), seeds), group)
+    keys = fold_in(prompt_keys, jnp.tile(jnp.arange(group), prompts))
+    limits = jnp.minimum(limits.reshape(batch), sampling.max_new_tokens)
+    tempered = None if temperatures is None else jnp.repeat(temperatures, group)[:, None]
+    number = jnp.broadcast_to(jnp.arange(batch // groups), (groups, batch // groups))
+    return _Rows(number, keys, limits, tempered)
+
+
+def _group_sizes(shape: tuple[int, int], compactions: int) -> list[int]:
+    """Rows of a group, and the halves that its running rows move into."""
+    return [shape[1] >> i for i in range(compactions + 1) if shape[1] >> i]
 
 
 def _more_than(rows: int, length: int, carry: _Decoding) -> jax.Array:
-    running = jnp.sum(carry.status == Status.PENDING)
-    return (carry.step < length) & (running > rows)
+    """Whether steps are left, and a group has more running rows."""
+    running = split_rows(carry.status == Status.PENDING, carry.rows.groups).sum(axis=1)
+    return (carry.step < length) & (running.max() > rows)
 
 
 def _compacted(carry: _Decoding, size: int, group: int) -> _Decoding:
-    """The running rows, no more than `size`, filled up with ended ones; each gets its prompt."""
-    order = jnp.argsort(carry.status != Status.PENDING, stable=True)[:size]
-    row = carry.row[order]
-    prompts = row // group if len(carry.row) == carry.outputs["mask"].shape[1] else order
-    cache = carry.cache.take(order, prompts)
-    status, token = carry.status[order], carry.token[order]
-    streak = None if carry.streak is None else carry.streak[order]
-    return _Decoding(carry.step, row, status, token, cache, carry.outputs, streak)
+    """`size` rows a group: the running ones, then ended ones; from then on each has its prompt."""
+    rows, batch = carry.rows, len(carry.status)
+    groups, before = rows.number.shape
+    if size == before:
+        return carry
+    order = jnp.argsort(split_rows(carry.status != Status.PENDING, groups), axis=1, stable=True)
+    order = order[:, :size]
+    of_row = functools.partial(take_rows, rows=order)
+    number = jnp.take_along_axis(rows.number, order, axis=1)
+    shared = carry.cache.prompt is not None and len(carry.cache.prompt.lengths) < batch
+    cache = carry.cache.take(order, number // group if shared else order)
+    outputs = jax.tree.map(functools.partial(of_row, axis=1), carry.outputs)
+    own = jax.tree.map(of_row, (rows.key, rows.limit, rows.temperature))
+    status, token, streak = jax.tree.map(of_row, (carry.status, carry.token, carry.streak))
+    return _Decoding(carry.step, _Rows(number, *own), status, token, cache, outputs, streak)
+
+
+def _put(status: jax.Array, outputs: dict[str, jax.Array], carry: _Decoding):
+    """The whole batch's status [B] and outputs [T, B, …] with those of the carried rows."""
+    number, groups = carry.rows.number, carry.rows.groups
+
+    def put(whole: jax.Array, part: jax.Array, axis: int) -> jax.Array:
+        if part.shape == whole.shape:
+            return part
+
+        def of_group(whole, part, number):
+            return whole.at[(slice(None),) * axis + (number,)].set(part)
+
+        of_groups = jax.vmap(of_group, in_axes=(axis, axis, 0), out_axes=axis)
+        parts = split_rows(whole, groups, axis), split_rows(part, groups, axis)
+        return of_groups(*parts, number).reshape(whole.shape)
+
+    outputs = jax.tree.map(functools.partial(put, axis=1), outputs, carry.outputs)
+    return put(status, carry.status, 0), outputs
 
 
 def score(
@@ -303,7 +350,7 @@ def score(
     else:
         support = None if support is None else packing.pack(support)
         if isinstance(tempered, jax.Array):
-            tempered = jnp.where(packing.sources < tokens.size, packing.pack(tempered), 1.0)
+            tempered = jnp.where(packing.filled, packing.pack(tempered), 1.0)
         packed_tokens = packing.pack(tokens)
         logprobs, entropy = model.token_logprobs(hidden, packed_tokens, support, tempered)
         logprobs, entropy = packing.unpack(logprobs), packing.unpack(entropy)
