@@ -121,6 +121,23 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
+def split_mesh(
+    config: MeshConfig, rest: MeshConfig, devices: list[jax.Device]
+) -> tuple[Mesh, Mesh]:
+    """Two meshes that share no device: `rest`, all sizes given, has the last, `config` the others.
+
+    Raises ValueError where there are too few, or the sizes of `config` do not multiply.
+    """
+    count = math.prod(asdict(rest).values())
+    if count >= len(devices):
+        raise ValueError(
+            f"{count} devices for one mesh leave none of the {len(devices)} that are there for the "
+            "other: make it smaller, or give both the same devices by leaving it out"
+        )
+    first, last = devices[:-count], devices[-count:]
+    return make_mesh(config, first), make_mesh(rest, last)
+
+
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh) -> PartitionSpec:
     """The partition of an array with these logical axes.
 

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
+from jax.sharding import Mesh
 
 from mmrl import config as configs
 from mmrl import distributed, slime
@@ -37,7 +38,7 @@ from mmrl.rollout import Rollout, SamplingConfig
 from mmrl.rollout.memory import generate_within
 from mmrl.rollout.modes import mode_limits, with_modes
 from mmrl.rollout.sampler import packed_size, pad_prompts
-from mmrl.sharding import make_mesh
+from mmrl.sharding import make_mesh, split_mesh
 from mmrl.training.config import TrainConfig
 from mmrl.training.episodes import sample_episodes
 from mmrl.training.flops import peak_flops, step_flops
@@ -71,11 +72,10 @@ def train(config: TrainConfig, workdir: Path) -> bool:
         (phase, steps, rl_step if phase == "rl" else supervised_step)
         for phase, steps in config.phases.items()
     ]
-    with user_mistakes():
-        mesh = make_mesh(config.mesh)
+    mesh, rollout_mesh = meshes(config)
     with jax.set_mesh(mesh), stop_requests() as stop:
         with user_mistakes():
-            run = Run(config, workdir)
+            run = Run(config, workdir, rollout_mesh)
         with run.writer:
             try:
                 finished = all(run_phase(run, *phase, stop) for phase in phases)
@@ -85,6 +85,14 @@ def train(config: TrainConfig, workdir: Path) -> bool:
         write_report(workdir)
         print_summary(workdir)
     return finished
+
+
+def meshes(config: TrainConfig) -> tuple[Mesh, Mesh | None]:
+    """The mesh of the run, and that of rollouts drawn ahead where it is another."""
+    with user_mistakes():
+        if config.off_policy.rollout_mesh is None:
+            return make_mesh(config.mesh), None
+        return split_mesh(config.mesh, config.off_policy.rollout_mesh, jax.devices())
 
 
 def run_phase(
@@ -132,7 +140,8 @@ def rl_step(run: Run, step: int) -> dict[str, Any]:
     ahead = begin_ahead(run, step + 1)
     updates = update_policy(run, rollout)
     if ahead is not None:  # the device updates while the host judges
-        run.carry.ahead = collect_rollout(run, step + 1, *ahead)
+        with jax.set_mesh(run.rollout_mesh):
+            run.carry.ahead = collect_rollout(run, step + 1, *ahead)
     metrics |= update_metrics(run, rollout, updates)
     metrics |= throughput_metrics(run, rollout, start, rollout_end)
     if run.primary and step % run.config.rollouts_interval == 0:
@@ -160,7 +169,8 @@ def begin_ahead(run: Run, step: int) -> tuple[Decoder, Round] | None:
     if not run.config.off_policy.overlap or step > run.config.steps:
         return None
     model = run.snapshot()
-    return model, draw_round(run, step, model, 0)
+    with jax.set_mesh(run.rollout_mesh):
+        return model, draw_round(run, step, model, 0)
 
 
 def collect_rollout(
@@ -190,8 +200,7 @@ def draw_round(run: Run, step: int, model: Decoder, number: int) -> Round:
     if config.off_policy.partial_tokens is not None:
         tokens = min(config.off_policy.partial_tokens, sampling.max_new_tokens)
         sampling = replace(sampling, max_new_tokens=tokens)
-    key = jax.random.fold_in(jax.random.fold_in(run.state.key, step), number)
-    return sample(model, batch, config, sampling, key)
+    return sample(model, batch, config, sampling, run.key(step, number))
 
 
 def sample(

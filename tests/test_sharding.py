@@ -16,6 +16,7 @@ from mmrl.sharding import (
     make_mesh,
     reshard,
     spec,
+    split_mesh,
     uncut,
 )
 from mmrl.training.state import abstract_model, init_params
@@ -39,6 +40,15 @@ def test_one_axis_takes_the_devices_that_are_left():
 def test_a_mesh_that_does_not_fit_names_both_numbers(config, message):
     with pytest.raises(ValueError, match=message):
         make_mesh(config)
+
+
+def test_two_meshes_share_no_device_and_each_needs_one():
+    whole = jax.devices()
+    first, last = split_mesh(MeshConfig(tensor=2), MeshConfig(data=1, fsdp=2), whole)
+    assert list(first.devices.flat) == whole[:6] and list(last.devices.flat) == whole[6:]
+    assert dict(first.shape)["data"] == 3 and dict(last.shape)["fsdp"] == 2
+    with pytest.raises(ValueError, match="8 devices for one mesh leave none of the 8"):
+        split_mesh(MeshConfig(), MeshConfig(data=8), whole)
 
 
 def test_two_free_axes_are_refused():

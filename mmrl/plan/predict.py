@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mmrl import sharding
-from mmrl.errors import user_mistakes
+from mmrl.errors import UserError, user_mistakes
 from mmrl.plan import hlo
 from mmrl.plan.arithmetic import Workload, step_flops
 from mmrl.plan.compiler import Compiled, compile_program
@@ -60,8 +60,14 @@ def make_plan(
 ) -> Plan:
     """The plan of `steps` steps of a config, the config's own number unless given.
 
-    Raises `UserError` where the mesh does not fit the slice or its compiler is missing.
+    Raises `UserError` where the mesh does not fit the slice, its compiler is missing, or rollouts
+    have a mesh of their own.
     """
+    if config.off_policy.rollout_mesh is not None:
+        raise UserError(
+            "a plan is of one mesh: it needs --config.off_policy.rollout_mesh=None, and the slice "
+            "without the devices of rollout_mesh"
+        )
     step = step_of(config, topology)
     config = dataclasses.replace(config, mesh=step.mesh)
     programs: dict[str, Compiled] = {}

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmrl.data import Status
 from mmrl.rollout import Rollout
+from mmrl.sharding import MeshConfig
 
 BY_TOKEN = {"tokens": 0, "mask": 0, "behaviour_logprobs": 0, "support": -1, "staleness": 0}
 
@@ -31,11 +32,15 @@ class OffPolicyConfig:
                     next weights, and to their end when they are `max_staleness` old. None is all
     overlap         draw and judge the next step's rollout with the weights before the update,
                     while the update runs: one-step off-policy, for a copy of the weights
+    rollout_mesh    what is drawn ahead is drawn there: the last devices, as many as its sizes say,
+                    which the mesh of the run then leaves out. None is the run's own mesh, whose
+                    devices run one program after the other
     """
 
     max_staleness: int = 0
     partial_tokens: int | None = None
     overlap: bool = False
+    rollout_mesh: MeshConfig | None = None
 
     def __post_init__(self):
         least = int(self.overlap) + (self.partial_tokens is not None)
@@ -46,6 +51,10 @@ class OffPolicyConfig:
             )
         if self.partial_tokens is not None and self.partial_tokens < 1:
             raise ValueError("off_policy: partial_tokens must be at least 1")
+        if self.rollout_mesh is not None and not self.overlap:
+            raise ValueError("off_policy: a rollout_mesh needs overlap=True")
+        if self.rollout_mesh is not None and -1 in dataclasses.astuple(self.rollout_mesh):
+            raise ValueError("off_policy: all sizes of rollout_mesh must be given, data too")
 
     @property
     def carries(self) -> bool:

@@ -119,7 +119,7 @@ class Pool:
         """The groups with `partial_tokens` more of each response, or with all, piece by piece."""
         config = self.config
         stop_ids = config.sampling.stop_ids or config.tokenizer.stop_ids
-        key = jax.random.fold_in(self.run.state.key, self.step)
+        key = self.run.key(self.step)
         while groups is not None and (groups.status == int(Status.PENDING)).any():
             key = jax.random.fold_in(key, number)
             groups = continued(

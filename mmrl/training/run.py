@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from absl import logging
 from flax import nnx
+from jax.sharding import Mesh
 
 from mmrl import config as configs
 from mmrl import slime
@@ -28,7 +29,7 @@ from mmrl.rewards.mixture import by_part
 from mmrl.rewards.runner import Reward
 from mmrl.rewards.slime_functions import Filter, find_filter, reward_function
 from mmrl.rollout.modes import with_modes, with_solution
-from mmrl.sharding import Layout, replicated, reshard
+from mmrl.sharding import Layout, layout, replicated, reshard, shardings
 from mmrl.training import checkpoint
 from mmrl.training.ahead import compile_ahead
 from mmrl.training.config import TrainConfig
@@ -62,7 +63,8 @@ class Run:
     optimizer: optax.GradientTransformation
     reshard_seconds: float
 
-    def __init__(self, config: TrainConfig, workdir: Path):
+    def __init__(self, config: TrainConfig, workdir: Path, rollout_mesh: Mesh | None = None):
+        """On the current mesh; what is drawn ahead is drawn on `rollout_mesh`, if it is another."""
         self._started: float | None = time.perf_counter()
         self._given, self.workdir = config, workdir
         self.stage = StageState()
@@ -74,6 +76,7 @@ class Run:
         self.carry = Carry()
         self.primary = jax.process_index() == 0
         self.mesh = jax.sharding.get_mesh()
+        self.rollout_mesh = rollout_mesh or self.mesh
         self.reward, self.keep = _functions(config)
         self.graphdef, _ = abstract_model(config.model)
         self.checkpoints = checkpoint.open_checkpoints(workdir, config.checkpoint)
@@ -117,15 +120,24 @@ class Run:
         return self.iterators["rl"]
 
     def snapshot(self) -> Decoder:
-        """The decoder with a copy of the parameters, where the sampler has them, for use later."""
-        copies = jax.tree.map(jnp.copy, (self.state.params, self.state.frozen))
-        params, frozen = (reshard(copy, "decode", self.mesh) for copy in copies)
-        return nnx.merge(self.graphdef, params, frozen)
+        """The decoder with a copy of the parameters, on the rollout mesh, for use later."""
+        copies = (self.state.params, self.state.frozen)
+        if self.rollout_mesh is self.mesh:
+            copies = tuple(reshard(jax.tree.map(jnp.copy, x), "decode", self.mesh) for x in copies)
+        else:
+            with layout("decode"):
+                copies = jax.device_put(copies, shardings(copies, self.rollout_mesh))
+        return nnx.merge(self.graphdef, *copies)
 
-    def _move_to(self, layout: Layout) -> None:
+    def key(self, *numbers: int) -> jax.Array:
+        """The random key of a step, a round, …, on the current mesh."""
+        key = jax.device_put(self.state.key, replicated(jax.sharding.get_mesh()))
+        return functools.reduce(jax.random.fold_in, numbers, key)
+
+    def _move_to(self, name: Layout) -> None:
         start = time.perf_counter()
-        params = reshard(self.state.params, layout, self.mesh)
-        frozen = reshard(self.state.frozen, layout, self.mesh)
+        params = reshard(self.state.params, name, self.mesh)
+        frozen = reshard(self.state.frozen, name, self.mesh)
         self.state = replace(self.state, params=params, frozen=frozen)
         jax.block_until_ready((params, frozen))
         self.reshard_seconds += time.perf_counter() - start

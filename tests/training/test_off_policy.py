@@ -7,6 +7,7 @@ import pytest
 
 from mmrl.data import Example, Sample, Status
 from mmrl.rollout import Rollout
+from mmrl.sharding import MeshConfig
 from mmrl.training.off_policy import (
     Carry,
     OffPolicyConfig,
@@ -123,6 +124,8 @@ def test_room_for_longer_responses_changes_no_token():
         dict(partial_tokens=4),
         dict(overlap=True, partial_tokens=4, max_staleness=1),
         dict(partial_tokens=0, max_staleness=1),
+        dict(rollout_mesh=MeshConfig(data=2)),
+        dict(rollout_mesh=MeshConfig(), overlap=True, max_staleness=1),
     ],
 )
 def test_a_bound_that_cannot_be_held_is_refused(settings):

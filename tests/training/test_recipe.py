@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
 import mmrl.train
 from mmrl import config as configs
@@ -17,7 +18,7 @@ from mmrl.data.prompts import PromptStream
 from mmrl.rollout import generate
 from mmrl.rollout.sampler import pad_prompts
 from mmrl.rollout.sampling import RepetitionStop
-from mmrl.sharding import make_mesh
+from mmrl.sharding import MeshConfig, make_mesh, split_mesh
 from mmrl.train import rl_step, train
 from mmrl.training.config import TrainConfig, WarmStartConfig
 from mmrl.training.off_policy import OffPolicyConfig
@@ -145,8 +146,23 @@ def test_a_run_continues_exactly_with_all_that_it_carries(step, config, run, tmp
         assert np.array_equal(np.asarray(value), np.asarray(after[name])), name
 
 
-def test_with_overlap_a_rollout_is_drawn_by_the_weights_of_the_step_before(config, tmp_path):
+def test_a_rollout_mesh_of_its_own_draws_what_the_shared_one_does(
+    config, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        mmrl.train, "split_mesh", lambda *meshes: split_mesh(*meshes[:2], jax.devices()[:2])
+    )
+    off_policy = replace(config.off_policy, rollout_mesh=MeshConfig(data=1))
+    assert train(replace(config, off_policy=off_policy), tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(run)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_with_overlap_a_rollout_is_drawn_by_the_weights_of_the_step_before(split, config, tmp_path):
     """What step 1 draws for step 2 is what `generate` draws with the weights before step 1."""
+    mesh, rollout_mesh = make_mesh(config.mesh, jax.devices()[:1]), None
+    if split:
+        mesh, rollout_mesh = split_mesh(config.mesh, MeshConfig(data=2), jax.devices()[:3])
     config = replace(
         config,
         pretraining=WarmStartConfig(),
@@ -162,16 +178,19 @@ def test_with_overlap_a_rollout_is_drawn_by_the_weights_of_the_step_before(confi
     prompts = [prompt_tokens(example, config.tokenizer) for example in stream.draw(2)]
     prompts = pad_prompts(prompts, config.prompt_length)
     sampling = replace(config.sampling, stop_ids=config.tokenizer.stop_ids)
-    with jax.set_mesh(make_mesh(config.mesh, jax.devices()[:1])):
-        run = Run(config, tmp_path / "run")
+    with jax.set_mesh(mesh):
+        run = Run(config, tmp_path / "run", rollout_mesh)
         assert run.enter("rl") == 0
         before = run.snapshot()
         metrics = rl_step(run, 1)
-        key = jax.random.fold_in(jax.random.fold_in(run.state.key, 2), 0)
-        expected, other = (
-            np.asarray(generate(model, prompts, sampling, key, layout="decode").tokens)
-            for model in (before, run.snapshot())
-        )
+        with jax.set_mesh(run.rollout_mesh):
+            key = run.key(2, 0)
+            expected, other = (
+                np.asarray(generate(model, prompts, sampling, key, layout="decode").tokens)
+                for model in (before, run.snapshot())
+            )
+        devices = [x.devices() for x in jax.tree.leaves(nnx.state(before))]
+        assert all(found == set(run.rollout_mesh.devices.flat) for found in devices)
         run.writer.close()
     ahead, _ = run.carry.ahead
 
