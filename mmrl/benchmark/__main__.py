@@ -3,7 +3,7 @@
 python -m mmrl.benchmark
 python -m mmrl.benchmark --checkpoint=PATH --lengths= --contexts=64 --batch=1 --transformers
 python -m mmrl.benchmark --suite=step --workload=A
-python -m mmrl.benchmark --suite=peers --scripts=DIR --trl=PYTHON --tunix=PYTHON
+python -m mmrl.benchmark --suite=peers --devices=2 --scripts=DIR --trl=PYTHON --tunix=PYTHON
 python -m mmrl.benchmark --suite=hybrid --batch=8
 python -m mmrl.benchmark --suite=growth
 """
@@ -40,7 +40,7 @@ _LIGHTNING_ONLY = flags.DEFINE_boolean("lightning_only", False, "Leave the softm
 _WORKLOAD = flags.DEFINE_enum("workload", "A", [*workload.WORKLOADS], "Of --suite=step.")
 _STEPS = flags.DEFINE_integer("steps", 6, "RL steps, the first of which compiles.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer(
-    "devices", 1, "CPU devices that share the prompts of --suite=step.", lower_bound=1
+    "devices", 1, "CPU devices that share the prompts of --suite=step or peers.", lower_bound=1
 )
 _SCRIPTS = flags.DEFINE_string("scripts", None, "Folder of trl_step.py and tunix_step.py.")
 _PYTHONS = {
@@ -70,7 +70,7 @@ def peers_table() -> str:
     pythons = {name: flag.value for name, flag in _PYTHONS.items() if flag.value}
     if pythons and not _SCRIPTS.value:
         raise UserError("--trl and --tunix need --scripts, the folder of the peers' scripts")
-    ours = [sys.executable, "-m", "mmrl.benchmark", "--suite=step"]
+    ours = [sys.executable, "-m", "mmrl.benchmark", "--suite=step", f"--devices={_DEVICES.value}"]
     return peers.table(ours, _SCRIPTS.value, pythons, _WORKLOADS.value, _ROUNDS.value, _STEPS.value)
 
 

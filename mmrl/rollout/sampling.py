@@ -52,7 +52,8 @@ class SamplingConfig:
     that many tokens, and the renormalisation counts only those. `repetition_stop` None is off.
 
     `compactions`: how often the rows that still run move together into half as many, once no more
-    than that run, so that ended rows cost less. Each compiles the decode step again. On one device.
+    than that run, so that ended rows cost less; on a mesh, of each device's rows. Each compiles the
+    decode step again.
     """
 
     group_size: int = 8

@@ -65,7 +65,8 @@ class TrainConfig:
     An RL step draws `prompts_per_step` prompts of at most `prompt_length` tokens, samples a group
     for each, and makes `updates_per_rollout` optimizer steps on equal parts of them (16 in the
     MiniMax-M1 paper), each accumulated over `micro_batches`. With `packed_updates` they leave out
-    the padding of responses, for one program of each of at most eight sizes; on one device.
+    the padding of responses, for one program of each of at most eight sizes; on a mesh each device
+    packs its own rows, which `sequence` must not cut.
 
     `initial` is a Hugging Face directory, a GGUF file or a run directory to start from, `model` its
     config; without it parameters are random.
