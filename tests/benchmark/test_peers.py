@@ -27,11 +27,12 @@ def script(folder, name: str, seconds: list[float]) -> str:
 
 
 def test_ratios_are_of_medians_and_ranges_of_all_steps_but_each_first(tmp_path):
-    ours = [sys.executable, script(tmp_path, "ours.py", [2.0, 1.0, 4.0])]
+    ours = [sys.executable, script(tmp_path, "ours.py", [2.0, 3.0, 1.0, 2.0, 4.0, 7.0])]
     script(tmp_path, "trl_step.py", [6.0, 5.0, 8.0])
     table = peers.table(ours, str(tmp_path), {"trl": sys.executable}, ["A"], rounds=3, steps=2)
     assert table.splitlines()[2:] == [
         "| A | mmrl | 2.00 (1.00 to 4.00) | 1.00 | 4,096 | 100 |",
+        "| A | mmrl, large pages | 3.00 (2.00 to 7.00) | 1.50 | 2,731 | 100 |",
         "| A | trl | 6.00 (5.00 to 8.00) | 3.00 | 1,365 | 100 |",
     ]
 
