@@ -105,7 +105,7 @@ def test_every_batch_is_full_of_whole_responses_no_older_than_the_bound(
         carry=Carry(),
         reward=reward,
         keep=None,
-        state=SimpleNamespace(key=jax.random.key(0)),
+        key=lambda step: jax.random.fold_in(jax.random.key(0), step),
         prompts=SimpleNamespace(pass_rates=PassRates(CurriculumConfig()), metrics=lambda step: {}),
     )
     drawn_at: dict[int, int] = {}
