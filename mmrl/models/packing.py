@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from mmrl.sharding import constrain, row_groups
+from mmrl.sharding import row_groups
 
 
 @jax.tree_util.register_dataclass
@@ -40,8 +40,7 @@ class Packing:
         """[B, T, …] to [D, N, …], 0 where a row holds nothing."""
         groups = len(self.sources)
         rows = x.reshape(groups, -1, *x.shape[2:])
-        packed = jax.vmap(_take)(rows, self.sources, self.places.reshape(groups, -1))
-        return constrain(packed, "rows", "time", *(None for _ in x.shape[2:]))
+        return jax.vmap(_take)(rows, self.sources, self.places.reshape(groups, -1))
 
     def unpack(self, x: jax.Array) -> jax.Array:
         """[D, N, …] to [B, T, …], 0 at padding."""
