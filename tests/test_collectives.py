@@ -12,6 +12,7 @@ from oracles.small_models import HYBRID
 
 from mmrl import sharding
 from mmrl.models import Cache, DecoderConfig
+from mmrl.models.packing import Packing
 from mmrl.plan.hlo import Collective, collectives
 from mmrl.sharding import MeshConfig, batch_shardings, make_mesh
 from mmrl.training.state import abstract_model
@@ -36,15 +37,24 @@ def parameters(config: DecoderConfig, mesh):
     return placed(shapes, sharding.shardings(shapes, mesh))
 
 
-def gradients_program(sizes: dict[str, int], config: DecoderConfig = CONFIG) -> list[Collective]:
-    """The collectives of loss and gradients of tokens [ROWS, LENGTH]."""
+def gradients_program(
+    sizes: dict[str, int], config: DecoderConfig = CONFIG, packed: int | None = None
+) -> list[Collective]:
+    """The collectives of loss and gradients of tokens [ROWS, LENGTH], or of the first half of each
+    row, packed into so many places a device."""
     mesh = make_mesh(MeshConfig(**{"data": 1} | sizes), jax.devices()[: math.prod(sizes.values())])
     graphdef, _ = abstract_model(config)
 
     def loss(params, tokens):
         model = nnx.merge(graphdef, params)
-        hidden, _, _ = model.hidden_states(tokens)
-        return model.token_logprobs(hidden, tokens, None, 1.0)[0].mean()
+        if packed is None:
+            hidden, _, _ = model.hidden_states(tokens)
+            return model.token_logprobs(hidden, tokens, None, 1.0)[0].mean()
+        first = jnp.broadcast_to(jnp.arange(LENGTH) < LENGTH // 2, tokens.shape)
+        packing = Packing.of(first, packed)
+        segments = first.astype(jnp.int32)
+        hidden, _, _ = model.hidden_states(tokens, segment_ids=segments, packing=packing)
+        return model.token_logprobs(hidden, packing.pack(tokens), None, 1.0)[0].mean()
 
     with jax.set_mesh(mesh):
         tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
@@ -125,6 +135,14 @@ def test_the_logits_of_all_tokens_or_words_are_nowhere_sent(axis):
 def test_data_parallelism_sends_each_gradient_once():
     found = sent_for_gradients("data")
     assert received(found, "all-reduce") == pytest.approx(size_of_parameters(), rel=0.01)
+
+
+def test_packing_sends_no_activation():
+    padded, packed = (
+        sum(c.bytes * c.times for c in gradients_program({"data": DEVICES}, packed=size))
+        for size in (None, ROWS // DEVICES * LENGTH // 2)
+    )
+    assert packed < 1.01 * padded
 
 
 def test_fsdp_gathers_each_parameter_twice_and_no_activation():
