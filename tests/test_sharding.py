@@ -47,7 +47,7 @@ def test_two_meshes_share_no_device_and_each_needs_one():
     first, last = split_mesh(MeshConfig(tensor=2), MeshConfig(data=1, fsdp=2), whole)
     assert list(first.devices.flat) == whole[:6] and list(last.devices.flat) == whole[6:]
     assert dict(first.shape)["data"] == 3 and dict(last.shape)["fsdp"] == 2
-    with pytest.raises(ValueError, match="8 devices for one mesh leave none of the 8"):
+    with pytest.raises(ValueError, match="rollout_mesh takes 8 of 8 devices"):
         split_mesh(MeshConfig(), MeshConfig(data=8), whole)
 
 
