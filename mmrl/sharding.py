@@ -131,8 +131,8 @@ def split_mesh(
     count = math.prod(asdict(rest).values())
     if count >= len(devices):
         raise ValueError(
-            f"off_policy.rollout_mesh takes {count} of {len(devices)} devices, which leaves none for "
-            "config.mesh; make it smaller or leave it out"
+            f"off_policy.rollout_mesh takes {count} of {len(devices)} devices, which leaves none "
+            "for config.mesh; make it smaller or leave it out"
         )
     first, last = devices[:-count], devices[-count:]
     return make_mesh(config, first), make_mesh(rest, last)
