@@ -121,13 +121,10 @@ class Run:
 
     def snapshot(self) -> Decoder:
         """The decoder with a copy of the parameters, on the rollout mesh, for use later."""
-        copies = (self.state.params, self.state.frozen)
-        if self.rollout_mesh is self.mesh:
-            copies = tuple(reshard(jax.tree.map(jnp.copy, x), "decode", self.mesh) for x in copies)
-        else:
-            with layout("decode"):
-                copies = jax.device_put(copies, shardings(copies, self.rollout_mesh))
-        return nnx.merge(self.graphdef, *copies)
+        state = (self.state.params, self.state.frozen)
+        with layout("decode"):
+            places = shardings(state, self.rollout_mesh)
+        return nnx.merge(self.graphdef, *jax.device_put(state, places, may_alias=False))
 
     def key(self, *numbers: int) -> jax.Array:
         """The random key of a step, a round, …, on the current mesh."""
