@@ -15,13 +15,10 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         model=QWEN2,
         data=DataConfig(source="reasoning_gym"),
-        sampling=SamplingConfig(
-            group_size=workload.samples, max_new_tokens=workload.new_tokens, temperature=1.0
-        ),
+        sampling=SamplingConfig(group_size=workload.samples, max_new_tokens=workload.new_tokens),
         optimizer=OptimizerConfig(learning_rate=1e-4),
         steps=6,
         prompts_per_step=workload.prompts,
         prompt_length=workload.prompt_length,
-        updates_per_rollout=1,
         micro_batches=workload.micro_batches,
     )
