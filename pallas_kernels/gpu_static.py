@@ -73,7 +73,7 @@ def analyse(
     operands = [tokens, tokens, tokens, slopes, state, ids]
     operands += [tokens, state] if KERNELS[kernel] is _backward else []
     for program in gpu_compiler.kernels_of(KERNELS[kernel], *operands):
-        flops, moved = _work(program, (batch, length, heads, dim), jnp.dtype(dtype))
+        flops, moved = _work(kernel, program, (batch, length, heads, dim), jnp.dtype(dtype))
         yield Row(
             kernel,
             program.name.removeprefix("lightning_attention_"),
@@ -108,14 +108,21 @@ KERNELS: dict[str, Callable] = {
 }
 
 
-def _work(program: Kernel, shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[int, int]:
-    """FLOPs of matrix products that the result needs, and bytes that must be moved."""
+def _work(
+    kernel: str, program: Kernel, shape: tuple[int, ...], dtype: jnp.dtype
+) -> tuple[int, int]:
+    """FLOPs of its matrix products, and bytes that must be moved.
+
+    What meets bfloat16 tokens comes in two parts in the forward pass.
+    """
     batch, length, heads, dim = shape
     tokens, states = batch * length * heads, batch * heads * dim * dim * 4
     if program.name.endswith("one_token"):
         return 0, 2 * states + 4 * tokens * dim * dtype.itemsize
+    parts = 2 if kernel == "lightning_attention_forward" and dtype != jnp.float32 else 1
     splits = triton.number_of_splits(shape, dtype)
     if program.name.endswith("states"):
-        return 2 * tokens * dim * dim, 2 * tokens * dim * dtype.itemsize + splits * states
-    products = 4 * dim * dim + 4 * triton.Blocks.of(dtype, dim).chunk * dim
+        return 2 * parts * tokens * dim**2, 2 * tokens * dim * dtype.itemsize + splits * states
+    chunk = triton.Blocks.of(dtype, dim).chunk
+    products = 4 * parts * dim**2 + 2 * (1 + parts) * chunk * dim
     return tokens * products, 4 * tokens * dim * dtype.itemsize + (splits + 1) * states

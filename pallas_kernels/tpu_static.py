@@ -137,9 +137,14 @@ def _chunked(kernel: Callable, batch: int, length: int, heads: int, dim: int, dt
         shape((1, width), jnp.float32),
         shape((batch, 2, tiles.length), jnp.float32),
     ]
-    scores = [(chunk, lanes, chunk), (chunk, chunk, lanes)] * (lanes // tiles.dim)
-    states = [(chunk, lanes, lanes)]
-    group = (2 if backwards else 1) * (scores + states) + [(lanes, chunk, lanes)]
+    heads_of_group = lanes // tiles.dim
+    scores = [(chunk, lanes, chunk)] * heads_of_group
+    of_scores = [(chunk, chunk, lanes)] * heads_of_group + [(chunk, lanes, lanes)]
+    update = [(lanes, chunk, lanes)]
+    if backwards:
+        group = 2 * (scores + of_scores) + update
+    else:  # what meets bfloat16 tokens comes in two parts
+        group = scores + (1 if dtype == jnp.float32 else 2) * (of_scores + update)
     arrays = 6 if backwards else 4
     block = tiles.block(arrays)
     moved = arrays * tiles.step_groups * lanes * dtype.itemsize + 2 * 4

@@ -1,4 +1,6 @@
-"""Every test runs on the CPU with 8 virtual devices and JAX's compilation cache.
+"""Tests run on the CPU with 8 virtual devices and JAX's compilation cache.
+
+JAX_PLATFORMS=cuda runs those of the kernels for GPUs on one.
 
 XLA compiles without LLVM's optimizations, which halves the time of tests that run a program once or
 twice; XLA_FLAGS=--xla_force_host_platform_device_count=8 asks for them.
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 from subprocesses import FLAGS
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {FLAGS}")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "mmrl-test-jax-cache")

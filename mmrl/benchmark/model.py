@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmrl.benchmark.timing import median_seconds, read_bandwidth
+from mmrl.compilation import model_jit
 from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder, load, minimax_m1
 from mmrl.models.decoder import Layers
@@ -43,13 +44,13 @@ MODEL = minimax_m1(
 )
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
+@functools.partial(model_jit, static_argnames="graphdef")
 def forward(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array) -> jax.Array:
     """Logits [B, T, V] of tokens [B, T], read without a cache."""
     return nnx.merge(graphdef, params)(tokens)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "slots"))
+@functools.partial(model_jit, static_argnames=("graphdef", "slots"))
 def prefill(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array, slots: int) -> Cache:
     """The cache after tokens [B, T], with room for `slots` tokens, for a loop over tokens."""
     model = nnx.merge(graphdef, params)
@@ -57,7 +58,7 @@ def prefill(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array, slots:
     return model.cache_of_loop(model.hidden_states(tokens, cache=cache)[1])
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "new_tokens"))
+@functools.partial(model_jit, static_argnames=("graphdef", "new_tokens"))
 def decode(
     graphdef: nnx.GraphDef,
     params: nnx.State,

@@ -3,6 +3,11 @@
 The figures that a prediction needs, FLOP/s of matrix products and bytes/s of memory, are measured
 in the same run, so that other work on the machine slows both alike. Each config runs in a process
 of its own, whose greatest resident size, above what it had before, is the measured memory.
+
+    python -m mmrl.plan.calibration < config.json
+
+is such a process, for a machine that the plan was made for elsewhere: seconds and bytes of the
+config of a run, on one device. The memory of an accelerator is what its allocator says.
 """
 
 import ctypes
@@ -29,7 +34,7 @@ from mmrl.chips import GIB
 from mmrl.models import DecoderConfig
 from mmrl.plan.devices import Topology, parse_topology
 from mmrl.plan.predict import make_plan
-from mmrl.rollout import SamplingConfig, generate
+from mmrl.rollout import Rollout, SamplingConfig, generate
 from mmrl.sharding import MeshConfig, make_mesh
 from mmrl.training.config import TrainConfig
 from mmrl.training.optimizer import make_optimizer
@@ -155,11 +160,11 @@ def _run(config: TrainConfig) -> dict[str, Any]:
     key = jax.random.key(0)
     prompts = np.ones((config.prompts_per_step, config.prompt_length), np.int32)
     lengths = np.full(len(prompts), config.prompt_length, np.int32)
-    sample = jax.jit(
-        lambda params: generate(
-            nnx.merge(graphdef, params), (prompts, lengths), config.sampling, key, layout="decode"
-        )
-    )
+
+    def sample(params) -> Rollout:
+        model = nnx.merge(graphdef, params)
+        return generate(model, (prompts, lengths), config.sampling, key, layout="decode")
+
     update = functools.partial(
         policy_update,
         graphdef=graphdef,
@@ -179,14 +184,23 @@ def _run(config: TrainConfig) -> dict[str, Any]:
         return {"rollout": between - start, "update": time.perf_counter() - between}
 
     step()
-    ctypes.CDLL(None).malloc_trim(0)  # else what the first step freed counts as held before
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the greatest size counts from here
+    before = _resident_before() if jax.default_backend() == "cpu" else None
     found = [step() for _ in range(REPEATS)]
+    if before is None:
+        held = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    else:
+        held = _resident("VmHWM") - before
     return {
         "seconds": {name: statistics.median(x[name] for x in found) for name in found[0]},
-        "bytes": _resident("VmHWM") - before,
+        "bytes": held,
     }
+
+
+def _resident_before() -> int:
+    """Bytes that the process holds now; the greatest size counts from here."""
+    ctypes.CDLL(None).malloc_trim(0)  # else what the first step freed counts as held before
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
 
 
 def _resident(name: str) -> int:

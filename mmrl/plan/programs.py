@@ -12,9 +12,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mmrl import sharding
-from mmrl.rollout import Rollout, generate
+from mmrl.rollout import Rollout
 from mmrl.rollout.memory import prompt_batches
 from mmrl.rollout.modes import mode_limits
+from mmrl.rollout.sampler import generate_program, program_arguments
 from mmrl.training.config import TrainConfig
 from mmrl.training.optimizer import make_optimizer
 from mmrl.training.state import abstract_model, optimizer_places, placed, split_trained
@@ -63,27 +64,28 @@ def rollout_prompts(config: TrainConfig, mesh: Mesh, device_bytes: float | None 
 
 def rollout_arrays(config: TrainConfig, prompts: int) -> Rollout:
     """The sampler's result for so many prompts, as shapes."""
-    function, arguments = _sampling(config, prompts)
     _, shapes = abstract_model(config.model)
-    return jax.eval_shape(function, shapes, *arguments)
+    return generate_program.eval_shape(*_sampling(config, shapes, prompts))
 
 
-def _sampling(config: TrainConfig, prompts: int):
+def _sampling(config: TrainConfig, params: nnx.State, prompts: int) -> tuple:
+    """The arguments of `generate_program`, as shapes."""
     graphdef, _ = abstract_model(config.model)
-
-    def sample(params, tokens, lengths, rng):
-        limits = mode_limits(config.modes, prompts, config.sampling.group_size)
-        model = nnx.merge(graphdef, params)
-        return generate(model, (tokens, lengths), config.sampling, rng, layout="decode", **limits)
-
     tokens = jax.ShapeDtypeStruct((prompts, config.prompt_length), jnp.int32)
     lengths = jax.ShapeDtypeStruct((prompts,), jnp.int32)
-    return sample, (tokens, lengths, jax.eval_shape(lambda: jax.random.key(0)))
+    return program_arguments(
+        nnx.merge(graphdef, params),
+        (tokens, lengths),
+        config.sampling,
+        jax.eval_shape(lambda: jax.random.key(0)),
+        layout="decode",
+        **mode_limits(config.modes, prompts, config.sampling.group_size),
+    )
 
 
 def _rollout(config: TrainConfig, mesh: Mesh, device_bytes: float | None) -> jax.stages.Lowered:
-    function, arguments = _sampling(config, rollout_prompts(config, mesh, device_bytes))
-    return jax.jit(function).lower(parameters(config, mesh, "decode"), *arguments)
+    prompts = rollout_prompts(config, mesh, device_bytes)
+    return generate_program.lower(*_sampling(config, parameters(config, mesh, "decode"), prompts))
 
 
 def _reshard(config: TrainConfig, mesh: Mesh) -> jax.stages.Lowered | None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmrl import sharding
+from mmrl.compilation import model_jit
 from mmrl.models import Cache, Decoder, DecoderConfig
 from mmrl.models.cache import LightningState
 from mmrl.rollout.sampling import certain_streak, draw_rows
@@ -77,7 +78,7 @@ def unstacked_layers(graphdef, params, layout: Layout):
         return nnx.merge(graphdef, params).unstacked()
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "layout"), donate_argnames="cache")
+@functools.partial(model_jit, static_argnames=("graphdef", "layout"), donate_argnames="cache")
 def read_rows(
     graphdef,
     params,
@@ -130,7 +131,7 @@ def _put(cache: Cache, rows: jax.Array, part: Cache) -> Cache:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graphdef", "settings", "layout"), donate_argnames="cache"
+    model_jit, static_argnames=("graphdef", "settings", "layout"), donate_argnames="cache"
 )
 def decode_rows(
     graphdef,

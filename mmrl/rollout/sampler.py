@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from mmrl import sharding
+from mmrl.compilation import model_jit
 from mmrl.data.records import Status
 from mmrl.models import Cache, Decoder
 from mmrl.models.cache import split_rows, take_rows
@@ -28,6 +29,7 @@ from mmrl.rollout.sampling import SamplingConfig, certain_streak, draw
 from mmrl.sharding import Layout, cache_groups, row_groups
 
 Array = jax.Array | np.ndarray
+Shaped = Array | jax.ShapeDtypeStruct
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], length: int | None = None):
@@ -90,6 +92,34 @@ def generate(
     the response (the stop token is part of it), TRUNCATED where the limit did, and REPETITION where
     `sampling.repetition_stop` did.
     """
+    return generate_program(
+        *program_arguments(
+            model,
+            prompts,
+            sampling,
+            rng,
+            seeds=seeds,
+            max_new_tokens=max_new_tokens,
+            temperatures=temperatures,
+            streaks=streaks,
+            layout=layout,
+        )
+    )
+
+
+def program_arguments(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]] | tuple[Shaped, Shaped],
+    sampling: SamplingConfig,
+    rng: Shaped,
+    *,
+    seeds: Shaped | None = None,
+    max_new_tokens: Shaped | None = None,
+    temperatures: Shaped | None = None,
+    streaks: Shaped | None = None,
+    layout: Layout = "train",
+) -> tuple:
+    """What `generate` gives to `generate_program`; arrays may be shapes, for compiling ahead."""
     tokens, lengths = prompts if isinstance(prompts, tuple) else pad_prompts(prompts)
     shape = (tokens.shape[0], sampling.group_size)
     if seeds is None:
@@ -100,11 +130,11 @@ def generate(
     arrays = (params, tokens, lengths, seeds, max_new_tokens, rng)
     if temperatures is not None:
         sampling = dataclasses.replace(sampling, temperature=1.0)
-    return _generate(graphdef, *arrays, sampling, layout, temperatures, streaks)
+    return (graphdef, *arrays, sampling, layout, temperatures, streaks)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "sampling", "layout"))
-def _generate(
+@functools.partial(model_jit, static_argnames=("graphdef", "sampling", "layout"))
+def generate_program(
     graphdef,
     params,
     prompt_tokens,
@@ -116,7 +146,8 @@ def _generate(
     layout,
     temperatures=None,
     streaks=None,
-):
+) -> Rollout:
+    """`generate` as the program that is compiled, see `program_arguments`."""
     arrays = (prompt_tokens, prompt_lengths, seeds, limits, rng)
     with sharding.layout(layout):
         return _sample(graphdef, params, *arrays, sampling, temperatures, streaks)

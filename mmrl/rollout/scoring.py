@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from mmrl import sharding
+from mmrl.compilation import model_jit
 from mmrl.errors import UserError
 from mmrl.models import Decoder
 from mmrl.sharding import Layout
@@ -43,7 +44,7 @@ class PromptScores:
     next_token: int
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "best", "layout"))
+@functools.partial(model_jit, static_argnames=("graphdef", "best", "layout"))
 def prompt_scores(
     graphdef, params, tokens: jax.Array, lengths: jax.Array, best: int, layout: Layout
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mmrl.compilation import model_jit
 from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder, DecoderConfig
 from mmrl.models.decoder import Layers
@@ -169,7 +170,7 @@ def _layer(state: nnx.State, index: jax.Array) -> nnx.State:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), state)
 
 
-@functools.partial(jax.jit, static_argnames="graphdef", donate_argnames="cache")
+@functools.partial(model_jit, static_argnames="graphdef", donate_argnames="cache")
 def _prefill(graphdef, params, cache: Cache, tokens: jax.Array, length: jax.Array) -> Cache:
     """Reads the first `length` of tokens [1, T]."""
     valid = jnp.arange(tokens.shape[1]) < length
@@ -178,7 +179,7 @@ def _prefill(graphdef, params, cache: Cache, tokens: jax.Array, length: jax.Arra
     )[1]
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "settings"), donate_argnames="cache")
+@functools.partial(model_jit, static_argnames=("graphdef", "settings"), donate_argnames="cache")
 def _decode(graphdef, params, layers, cache: Cache, token, key, step, *, settings: SamplingConfig):
     """Reads one token and draws the next: (token [], cache)."""
     model = nnx.merge(graphdef, params)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from mmrl.compilation import model_jit
 from mmrl.models import Decoder
 from mmrl.rl.loss import ObjectiveConfig, batch_weights, policy_loss
 from mmrl.rl.metrics import combine_metrics, probability_correlation, token_mean
@@ -75,7 +76,7 @@ def router_loss(model: Decoder, statistics: dict, micro_batches: int) -> tuple[j
     return loss, {f"moe/{name}": jax.lax.stop_gradient(statistics[name]) for name in names}
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "temperature", "micro_batches"))
+@functools.partial(model_jit, static_argnames=("graphdef", "temperature", "micro_batches"))
 def score_logprobs(
     params: nnx.State,
     rollout: Rollout,
@@ -93,7 +94,7 @@ def score_logprobs(
 
 
 @functools.partial(
-    jax.jit,
+    model_jit,
     static_argnames=(*STATIC, "objective", "temperature", "packed"),
     donate_argnames=("params", "opt_state"),
 )
@@ -153,7 +154,7 @@ def policy_update(
     return apply_gradients(optimizer, params, opt_state, grads, metrics)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC, donate_argnames=("params", "opt_state"))
+@functools.partial(model_jit, static_argnames=STATIC, donate_argnames=("params", "opt_state"))
 def supervised_update(
     params: nnx.State,
     opt_state: optax.OptState,

@@ -34,9 +34,9 @@ def lightning_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Block form of the recurrence of `reference.lightning_attention`: same arguments and results.
 
-    Lightning Attention-2 (arXiv 2401.04658), algorithms 1 and 2. Products of bfloat16 operands
-    round scores and states to bfloat16 and accumulate in float32; those of float32 ones are in
-    full precision throughout.
+    Lightning Attention-2 (arXiv 2401.04658), algorithms 1 and 2. Products accumulate in float32.
+    Scores and states meet bfloat16 tokens in two parts in the forward pass, so that a training pass
+    gives what decoding gives, and rounded in the gradients; all is in full precision for float32.
 
     Raises:
       ValueError: if q is neither bfloat16 nor float32, or D is above 128.
@@ -82,7 +82,8 @@ def _backward(inputs, cotangents):
     operands = _valid_only(segment_ids, q, k, v, dout)
     query, key, value, dresult = (fold(x, tiles) for x in operands)
     shared = (*fold_rates(slopes, tiles), positions(segment_ids, q.shape, tiles))
-    dq, _ = forward(dresult, value, key, fold_state(state.mT, tiles), *shared, tiles)
+    state = fold_state(state.mT, tiles)
+    dq, _ = forward(dresult, value, key, state, *shared, tiles, exact=False)
     dk, dv, dstate = backward(query, key, value, dresult, fold_state(dfinal, tiles), *shared, tiles)
     dq, dk, dv = (unfold(x, q.shape, tiles) for x in (dq, dk, dv))
     return dq, dk, dv, None, unfold_state(dstate, q.shape, tiles), None

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.lightning_attention.mosaic_tpu_forward import decayed, dot, only, same_head
+from pallas_kernels.lightning_attention.mosaic_tpu_forward import dot, only, same_head
 from pallas_kernels.lightning_attention.mosaic_tpu_tiling import (
     LANES,
     Tiling,
@@ -87,3 +87,8 @@ def _backward_kernel(
             read = decayed(dresult, lane_rate * distance.read)
             update = same_head(dot(query, read, transpose_a=True), dim)
             dstate[0, group] = old + decay_change(lane_rate, distance.whole) * old + update
+
+
+def decayed(x: jax.Array, exponent: jax.Array) -> jax.Array:
+    """x weighted by 2^exponent, computed in float32, in its dtype."""
+    return (x.astype(jnp.float32) * jnp.exp2(exponent)).astype(x.dtype)

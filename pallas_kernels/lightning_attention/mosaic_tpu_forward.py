@@ -26,8 +26,11 @@ def forward(
     lane_rates: jax.Array,
     positions: jax.Array,
     tiles: Tiling,
+    exact: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Outputs and final state, all operands folded as `mosaic_tpu_tiling` describes.
+
+    `exact`: bfloat16 tokens meet scores and states that keep more than bfloat16's digits.
 
     The grid runs over lane groups, rows and, in order, time. The block of the final state does
     not move with time: it stays in VMEM, float32, and carries the state from step to step.
@@ -37,7 +40,7 @@ def forward(
     tokens = pl.BlockSpec((1, block, groups * LANES), lambda g, b, t: (b, t, g))
     state = pl.BlockSpec((1, groups, LANES, LANES), lambda g, b, t: (b, g, 0, 0))
     return pl.pallas_call(
-        functools.partial(_forward_kernel, chunk=tiles.chunk, dim=tiles.dim),
+        functools.partial(_forward_kernel, chunk=tiles.chunk, dim=tiles.dim, exact=exact),
         grid=(tiles.groups // groups, q.shape[0], steps),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
@@ -55,7 +58,7 @@ def forward(
 
 
 def _forward_kernel(
-    rates, lane_rates, positions, q, k, v, initial, out, state, *, chunk: int, dim: int
+    rates, lane_rates, positions, q, k, v, initial, out, state, *, chunk: int, dim: int, exact: bool
 ):
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -70,16 +73,20 @@ def _forward_kernel(
             lanes = slice(group * LANES, (group + 1) * LANES)
             query, key, value = (x[0, time, lanes] for x in (q, k, v))
             lane_rate, old = lane_rates[:, lanes], state[0, group]
-            result = jnp.exp2(lane_rate * distance.read) * dot(query, old.astype(q.dtype))
+            result = functools.reduce(jnp.add, (dot(query, x) for x in parts(old, q.dtype, exact)))
+            result *= jnp.exp2(lane_rate * distance.read)
             for head in range(share):
                 rate = rates[(pl.program_id(0) * groups + group) * share + head]
                 weight = jnp.exp2(rate * distance.intra)
                 scores = weight * dot(query, only(key, head, dim), transpose_b=True)
-                result += dot(scores.astype(q.dtype), only(value, head, dim))
+                for part in parts(scores, q.dtype, exact):
+                    result += dot(part, only(value, head, dim))
             out[0, time, lanes] = result.astype(out.dtype)
-            written = decayed(value, lane_rate * distance.write)
-            update = same_head(dot(key, written, transpose_a=True), dim)
-            state[0, group] = old + decay_change(lane_rate, distance.whole) * old + update
+            written = value.astype(jnp.float32) * jnp.exp2(lane_rate * distance.write)
+            new = old + decay_change(lane_rate, distance.whole) * old
+            for part in parts(written, q.dtype, exact):
+                new += same_head(dot(key, part, transpose_a=True), dim)
+            state[0, group] = new
 
 
 def dot(
@@ -93,9 +100,12 @@ def dot(
     )
 
 
-def decayed(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """x weighted by 2^exponent, computed in float32, in its dtype."""
-    return (x.astype(jnp.float32) * jnp.exp2(exponent)).astype(x.dtype)
+def parts(x: jax.Array, dtype, exact: bool) -> list[jax.Array]:
+    """Float32 x in the tokens' dtype: rounded, or for exact products two parts, their sum x."""
+    high = x.astype(dtype)
+    if dtype == jnp.float32 or not exact:
+        return [high]
+    return [high, (x - high.astype(jnp.float32)).astype(dtype)]
 
 
 def only(x: jax.Array, head: int, dim: int) -> jax.Array:

@@ -10,8 +10,10 @@ Time is cut into splits so that one long sequence fills the GPU, and each split 
 The gradients are three more runs of the output kernel with the roles of the arrays exchanged, as
 `xla.py` derives them; the states that enter the splits are those of (k, v) forwards for dq, and
 those of (q, dout) backwards in time for dk and dv, transposed where the roles are. No chunk's state
-is stored. The operands of products are rounded to the dtype of q, k, v; float32 operands take three
-TF32 products each, over pieces of D, in smaller blocks.
+is stored. Products take operands of the dtype of q, k, v: scores and states meet bfloat16 tokens in
+two parts in the forward pass, so that a training pass gives what decoding gives (`one_token`, in
+float32), and rounded in the gradients. float32 operands take three TF32 products each, over pieces
+of D, in smaller blocks.
 """
 
 import functools
@@ -42,14 +44,14 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(cls, dtype, dim: int) -> "Blocks":
-        """In bfloat16 the 64 rows of one wgmma; the TF32 parts of float32 need many registers.
+        """In bfloat16 the 64 rows of one wgmma; the parts of float32 need many registers.
 
         Of the pieces without spills, where D is padded, those of 64: each masks its loads.
         """
         if dtype == jnp.float32:
             piece = 32 if dim == _width(dim) else 64
             return cls(chunk=16, piece=piece, columns=16, warps=4, stages=1)
-        return cls(chunk=64, piece=128, columns=32, warps=4, stages=2)
+        return cls(chunk=64, piece=64, columns=32, warps=4, stages=2)
 
 
 def unsupported(q: jax.Array) -> str | None:
@@ -95,7 +97,8 @@ def lightning_attention(
 def _attention(splits, interpret, q, k, v, slopes, state, segment_ids):
     if q.shape[1] == 1:
         return _one_token(interpret, q, k, v, slopes, state, segment_ids)
-    run = _Run(_layout(q.shape, q.dtype, splits, interpret), slopes, segment_positions(segment_ids))
+    layout = _layout(q.shape, q.dtype, splits, interpret)._replace(exact=True)
+    run = _Run(layout, slopes, segment_positions(segment_ids))
     return _outputs(run, q, k, v, _entering(run, k, v, state))
 
 
@@ -153,6 +156,7 @@ def _layout(shape: tuple[int, ...], dtype, splits: int, interpret: bool) -> Layo
         splits=pl.cdiv(length, chunks * blocks.chunk),
         chunks=chunks,
         reverse=False,
+        exact=False,
         interpret=interpret,
     )
 

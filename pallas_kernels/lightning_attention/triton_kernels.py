@@ -26,6 +26,7 @@ class Layout(NamedTuple):
     splits: int
     chunks: int  # in a split
     reverse: bool  # from the last token to the first
+    exact: bool  # bfloat16 tokens meet scores and states that keep float32's digits
     interpret: bool
 
 
@@ -111,9 +112,19 @@ def _dot(layout: Layout, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> j
     )
 
 
+def _parts(layout: Layout, x: jax.Array, dtype) -> list[jax.Array]:
+    """Float32 x in the tokens' dtype: rounded, or for exact products two parts, their sum x."""
+    high = x.astype(dtype)
+    if dtype == jnp.float32 or not layout.exact:
+        return [high]
+    return [high, (x - high.astype(jnp.float32)).astype(dtype)]
+
+
 def _updated(layout: Layout, state, k, v, chunk: _Chunk) -> jax.Array:
-    written = (chunk.write * v).astype(v.dtype)
-    return state + chunk.change * state + _dot(layout, k, written, (0, 0))
+    state += chunk.change * state
+    for written in _parts(layout, chunk.write * v.astype(jnp.float32), v.dtype):
+        state += _dot(layout, k, written, (0, 0))
+    return state
 
 
 def states(slope_ref, *refs, layout: Layout) -> None:
@@ -145,10 +156,11 @@ def outputs(slope_ref, *refs, layout: Layout) -> None:
         for piece, part in zip(pieces, state):
             q, k = (_load(ref, chunk, piece) for ref in (q_ref, k_ref))
             scores += _dot(layout, q, k, (1, 1))
-            out += _dot(layout, q, part.astype(q.dtype), (1, 0))
+            out += sum(_dot(layout, q, s, (1, 0)) for s in _parts(layout, part, q.dtype))
         v = _load(v_ref, chunk, block)
-        scores = (chunk.intra * scores).astype(v.dtype)
-        out = chunk.read * out + _dot(layout, scores, v, (1, 0))
+        out *= chunk.read
+        for part in _parts(layout, chunk.intra * scores, v.dtype):
+            out += _dot(layout, part, v, (1, 0))
         rows = chunk.start + jnp.arange(layout.chunk) < layout.length
         where = out_ref.at[pl.ds(chunk.start, layout.chunk), :]
         mask = rows[:, None] & block.inside[None, :]

@@ -69,6 +69,9 @@ def check_kernel(with_gradients, shape, dtype="float32", slopes=None, segment_id
     assert results[1].dtype == gradients[3].dtype == jnp.float32
     for name, result, value in zip(("out", "state"), results, (out, final), strict=True):
         assert relative_error(result, value) <= forward, name
+    if dtype == "bfloat16":  # as decoding rounds them, but for what lies next to a tie
+        rounded = out.astype(q.dtype)
+        assert np.mean(np.asarray(results[0]) == rounded) >= 0.985
     for name, result, value in zip(("dq", "dk", "dv", "dstate"), gradients, expected, strict=True):
         assert relative_error(result, value) <= backward, name
     for tokens in (results[0], *gradients[:3]):

@@ -1,4 +1,7 @@
-"""The GPU kernels, interpreted, against the recurrence; `test_gpu_compilation.py` compiles them."""
+"""The GPU kernels against the recurrence: interpreted, and as they are with JAX_PLATFORMS=cuda.
+
+`test_gpu_compilation.py` compiles them without a GPU.
+"""
 
 import functools
 
@@ -12,12 +15,14 @@ from oracles.lightning_recurrence import check_kernel, draw, relative_error
 
 from pallas_kernels.lightning_attention import triton
 
+INTERPRET = jax.default_backend() != "gpu"
+
 
 @functools.partial(jax.jit, static_argnames="splits")
 def with_gradients(q, k, v, slopes, state, segment_ids, dout, dstate, splits):
     def function(q, k, v, state):
         return triton.lightning_attention(
-            q, k, v, slopes, state, segment_ids, splits=splits, interpret=True
+            q, k, v, slopes, state, segment_ids, splits=splits, interpret=INTERPRET
         )
 
     results, pullback = jax.vjp(function, q, k, v, state)
@@ -88,7 +93,7 @@ def test_65536_tokens_stay_finite_and_right(slope):
     rng = np.random.default_rng(7)
     q, k, v = rng.standard_normal((3, 1, 65536, 1, 16)).astype(np.float32)
     slopes, state = np.float32([slope]), np.zeros((1, 1, 16, 16), np.float32)
-    out, _ = triton.lightning_attention(q, k, v, slopes, state, None, interpret=True)
+    out, _ = triton.lightning_attention(q, k, v, slopes, state, None, interpret=INTERPRET)
     weights = np.exp(-np.float64(slopes[0]) * np.arange(65535, -1, -1))
     expected = (weights * (k[0, :, 0].astype(np.float64) @ q[0, -1, 0])) @ v[0, :, 0]
     assert np.isfinite(out).all()

@@ -14,7 +14,7 @@ from oracles.small_models import HYBRID
 from mmrl.data.records import Status
 from mmrl.models import Decoder
 from mmrl.rollout import SamplingConfig, generate, score
-from mmrl.rollout.sampler import _generate, packed_size, pad_prompts
+from mmrl.rollout.sampler import generate_program, packed_size, pad_prompts, program_arguments
 from mmrl.rollout.sampling import RepetitionStop
 
 CONFIG = dataclasses.replace(HYBRID, vocab_size=29, num_layers=4)
@@ -106,13 +106,13 @@ def test_what_the_backward_pass_keeps_of_a_prompt_grows_with_the_layers_not_thei
         graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
         arrays = (np.zeros((8, 16), np.int32), np.full(8, 16, np.int32))
 
-        def sample(params):
-            return generate(nnx.merge(graphdef, params), arrays, SAMPLING, jax.random.key(0))
+        model = nnx.merge(graphdef, shapes)
+        arguments = program_arguments(model, arrays, SAMPLING, jax.random.key(0))
 
         def total(params, rollout):
             return score(nnx.merge(graphdef, params), rollout, 1.0)["logprobs"].sum()
 
-        gradient = jax.make_jaxpr(jax.grad(total))(shapes, jax.eval_shape(sample, shapes))
+        gradient = jax.make_jaxpr(jax.grad(total))(shapes, generate_program.eval_shape(*arguments))
         return largest_array(gradient.jaxpr)
 
     assert kept(32) <= 2 * kept(16)
@@ -194,8 +194,8 @@ def test_sampling_copies_the_parameters_once_on_a_cpu_and_else_not(unstacks, cop
     tokens, lengths = pad_prompts([[3, 4]])
     limits, seeds = jnp.full((1, 1), 4), jnp.zeros((1,), jnp.int32)
     args = (graphdef, params, tokens, lengths, seeds, limits, jax.random.key(0), sampling, "train")
-    _generate.clear_cache()
-    temporary = _generate.lower(*args).compile().memory_analysis().temp_size_in_bytes
+    generate_program.clear_cache()
+    temporary = generate_program.lower(*args).compile().memory_analysis().temp_size_in_bytes
     assert temporary < size * copies
 
 
