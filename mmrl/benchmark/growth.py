@@ -14,7 +14,7 @@ from mmrl.benchmark import model
 from mmrl.benchmark.timing import median_seconds
 from mmrl.benchmark.workload import QWEN2, Workload, run
 from mmrl.models import Cache, Decoder, DecoderConfig
-from mmrl.rollout.rows import unstacked_layers
+from mmrl.rollout.rows import loop_weights
 
 CONTEXT = 32768
 
@@ -30,7 +30,7 @@ def filled_cache(config: DecoderConfig, rows: int, context: int, slots: int) -> 
         lengths=jnp.full((rows,), context, jnp.int32),
         slot=jnp.asarray(context, jnp.int32),
     )
-    return Decoder.cache_of_loop(cache)
+    return Decoder.cache_of_loop(config, cache)
 
 
 def hybrid(rows: int, new_tokens: int, repeats: int, context: int = CONTEXT) -> dict[str, float]:
@@ -40,7 +40,7 @@ def hybrid(rows: int, new_tokens: int, repeats: int, context: int = CONTEXT) -> 
         config = dataclasses.replace(model.MODEL, layer_pattern=pattern)
         graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
         cache = filled_cache(config, rows, context, context + new_tokens)
-        layers = unstacked_layers(graphdef, params, "train")
+        layers = loop_weights(graphdef, params, "train")
         arguments = (graphdef, params, layers, cache, jax.random.key(1), new_tokens)
         seconds = median_seconds(functools.partial(model.decode, *arguments), repeats)
         found[f"{name}_decode_tok_s"] = rows * new_tokens / seconds

@@ -22,8 +22,8 @@ from mmrl.benchmark.timing import median_seconds, read_bandwidth
 from mmrl.compilation import model_jit
 from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder, load, minimax_m1
-from mmrl.models.decoder import Layers
-from mmrl.rollout.rows import unstacked_layers
+from mmrl.models.decoder import LoopWeights
+from mmrl.rollout.rows import loop_weights
 from mmrl.rollout.sampling import categorical
 
 MODEL = minimax_m1(
@@ -55,14 +55,14 @@ def prefill(graphdef: nnx.GraphDef, params: nnx.State, tokens: jax.Array, slots:
     """The cache after tokens [B, T], with room for `slots` tokens, for a loop over tokens."""
     model = nnx.merge(graphdef, params)
     cache = Cache.create(model.config, len(tokens), slots)
-    return model.cache_of_loop(model.hidden_states(tokens, cache=cache)[1])
+    return model.cache_of_loop(model.config, model.hidden_states(tokens, cache=cache)[1])
 
 
 @functools.partial(model_jit, static_argnames=("graphdef", "new_tokens"))
 def decode(
     graphdef: nnx.GraphDef,
     params: nnx.State,
-    layers: Layers | None,
+    layers: LoopWeights | None,
     cache: Cache,
     key: jax.Array,
     new_tokens: int,
@@ -134,7 +134,7 @@ def figures(
     """Tokens a second; with `transformers` its generate() on the checkpoint at that path too."""
     config = model.config
     graphdef, params = nnx.split(model)
-    layers = unstacked_layers(graphdef, params, "train")
+    layers = loop_weights(graphdef, params, "train")
     found: dict[str, float] = {"params": sum(x.size for x in jax.tree.leaves(params))}
     bandwidth = read_bandwidth()
     found["read_gb_s"] = bandwidth / 1e9

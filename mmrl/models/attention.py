@@ -1,18 +1,16 @@
 """The two token mixers: lightning (linear) attention and grouped-query softmax attention."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from mmrl.models.cache import Cache, KeyValues, LightningState, read_layer, write_slots
+from mmrl.models.cache import KeyValues, LightningState, read_layer, write_slots
 from mmrl.models.config import DecoderConfig
+from mmrl.models.context import Context
 from mmrl.models.layers import LayerInit, RMSNorm, rotate
 from mmrl.models.lora import linear
-from mmrl.models.packing import Packing
 from mmrl.sharding import constrain, per_device
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.lightning_attention.sequence_parallel import (
@@ -26,31 +24,6 @@ WEIGHED = ("rows", "time", "heads", None)  # where weights meet the activations 
 HEADS = ("batch", "time", "activation_heads", None)  # where the tokens of a row meet
 KEYS = ("batch", "time", "activation_kv_heads", None)
 STATE = ("batch", "activation_heads", None, None)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Context:
-    """What all layers of one forward pass share.
-
-    `positions`, `segment_ids` [B, T] (segment 0 is padding); `turns` [B, T, W/2] of the rotary
-    embedding (`rotary_turns`); `cache` after `advance`, or None; `targets` where this pass writes
-    its keys (`Cache.targets`). With a `packing` activations and turns are those of its one row, and
-    are unpacked to [B, T] where tokens meet.
-    """
-
-    positions: jax.Array
-    segment_ids: jax.Array
-    turns: tuple[jax.Array, jax.Array]
-    cache: Cache | None
-    targets: jax.Array | None = None
-    packing: Packing | None = None
-
-    def pack(self, x: jax.Array) -> jax.Array:
-        return x if self.packing is None else self.packing.pack(x)
-
-    def unpack(self, x: jax.Array) -> jax.Array:
-        return x if self.packing is None else self.packing.unpack(x)
 
 
 def layer_slopes(config: DecoderConfig) -> jax.Array:

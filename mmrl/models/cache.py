@@ -117,7 +117,7 @@ class Cache:
         )
 
     def unstacked(self) -> "Cache":
-        """The cache with arrays of its own for each layer, for a loop over `Decoder.unstacked`.
+        """The cache with arrays of its own for each layer, for a loop over `Decoder.loop_weights`.
 
         A CPU copies the slice of a stack that a product reads, and a layer's whole array not.
         """

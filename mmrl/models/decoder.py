@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmrl.models.attention import Context, LightningAttention, SoftmaxAttention, layer_slopes
+from mmrl.models.attention import LightningAttention, SoftmaxAttention, layer_slopes
 from mmrl.models.cache import Cache
 from mmrl.models.config import DecoderConfig, Remat
+from mmrl.models.context import Context, computed_once, count_positions
 from mmrl.models.layers import LayerInit, RMSNorm, rms_norm, rotary_frequencies, rotary_turns
 from mmrl.models.lora import add_adapters
 from mmrl.models.mlp import GatedMLP, MixtureOfExperts
@@ -23,6 +24,7 @@ from pallas_kernels import fused_head, target
 from pallas_kernels.fused_head import reference
 
 Layers = list[list[nnx.State]]  # the weights of each layer of each run
+LoopWeights = Layers | list[nnx.State]  # or of each run, stacked
 
 
 class DecoderLayer(nnx.Module):
@@ -91,15 +93,15 @@ class Decoder(nnx.Module):
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         cache: Cache | None = None,
-        layers: Layers | None = None,
+        layers: LoopWeights | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Reads tokens [B, T] int32; returns logits [B, T, V] in float32 and the cache after them.
 
         `segment_ids` [B, T]: 0 is padding, which no token sees and no state counts; without a cache
         other values are packed sequences; with one, the row continues what the cache holds.
         `positions` [B, T] default to counting each sequence's tokens on from the cache.
-        `layers`: the weights as `unstacked` gives them, in a loop over tokens, together with an
-        `unstacked` cache. The cache comes back as it was given, stacked or not.
+        `layers`: the weights as `loop_weights` gives them, in a loop over tokens, together with the
+        cache of `cache_of_loop`. The cache comes back as it was given, stacked or not.
         """
         hidden, cache, _ = self.hidden_states(
             tokens, positions=positions, segment_ids=segment_ids, cache=cache, layers=layers
@@ -107,31 +109,39 @@ class Decoder(nnx.Module):
         return self.logits(hidden), cache
 
     @staticmethod
-    def unstacks() -> bool:
+    def unstacks(config: DecoderConfig, platform: str | None = None) -> bool:
         """Whether a loop over tokens needs arrays of each layer's own: weights and cache.
 
-        A CPU copies what is sliced out of a stack before it multiplies.
+        CPUs and GPUs copy what is sliced out of a stack before they multiply. The platform is that
+        of `pallas_kernels.target` unless given.
         """
-        return target.platform() == "cpu"
+        return (platform or target.platform()) in ("cpu", "gpu") or not config.scan_layers
 
     @classmethod
-    def cache_of_loop(cls, cache: Cache) -> Cache:
-        """The cache as a loop over tokens wants it, beside the weights of `unstacked`."""
-        return cache.unstacked() if cls.unstacks() else cache
+    def cache_of_loop(cls, config: DecoderConfig, cache: Cache) -> Cache:
+        """The cache as a loop over tokens wants it, beside the weights of `loop_weights`."""
+        return cache.unstacked() if cls.unstacks(config) else cache
 
-    def unstacked(self) -> Layers | None:
-        """The weights of each layer as arrays of their own, by run; None where stacks are as good.
+    def loop_weights(self) -> LoopWeights | None:
+        """The layers' weights for a loop over tokens; None where the model's own are as good.
 
-        A loop over tokens calls this before its first step, and pays for one copy instead of one a
-        token. Its cache must be that of `cache_of_loop`.
+        They are in the compute dtype, which a step would else cast them to, and apart where the
+        platform wants them so (`unstacks`). A loop calls this before its first step, and pays for
+        one copy instead of one a token. Its cache must be that of `cache_of_loop`.
         """
-        return jax.lax.optimization_barrier(self._split()) if self.unstacks() else None
+        config = self.config
+        weights: LoopWeights | None = None
+        if self.unstacks(config):
+            weights = self._split(in_compute_dtype)
+        elif config.param_dtype != config.dtype:
+            weights = [in_compute_dtype(config, nnx.state(run)) for run in self.runs]
+        return None if weights is None else jax.lax.optimization_barrier(weights)
 
-    def _split(self) -> Layers:
+    def _split(self, cast=lambda config, state: state) -> Layers:
         """The weights of each layer, by run; their gradients are concatenated into the stacks'."""
 
         def layers(run: DecoderLayer) -> list[nnx.State]:
-            leaves, treedef = jax.tree.flatten(nnx.state(run))
+            leaves, treedef = jax.tree.flatten(cast(self.config, nnx.state(run)))
             parts = [jax.lax.split(x, (1,) * len(x)) for x in leaves]
             return [
                 jax.tree.unflatten(treedef, [x[0] for x in layer])
@@ -147,7 +157,7 @@ class Decoder(nnx.Module):
         positions=None,
         segment_ids=None,
         cache: Cache | None = None,
-        layers: Layers | None = None,
+        layers: LoopWeights | None = None,
         packing: Packing | None = None,
     ):
         """As `__call__`, but returns the final hidden states [B, T, M] and the router statistics.
@@ -161,34 +171,35 @@ class Decoder(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
-            positions = _count_positions(segment_ids, cache)
+            positions = count_positions(segment_ids, cache)
         targets = None if cache is None else cache.targets(segment_ids)
         cache = None if cache is None else cache.advance(positions, segment_ids)
         given = cache
         if layers is None and not config.scan_layers:
             layers = self._split()
+        apart = layers is not None and isinstance(layers[0], list)
         entries: tuple = (None,) * len(self.runs)
         if cache is not None:
-            cache = cache.stacked() if layers is None else cache.unstacked()
+            cache = cache.unstacked() if apart else cache.stacked()
             entries = cache.layers
         pack = (lambda x: x) if packing is None else packing.pack
         turns = rotary_turns(pack(positions), rotary_frequencies(config))
         context = Context(positions, segment_ids, turns, cache, targets, packing)
-        context = _computed_once(context)
+        context = computed_once(context)
         h = self.embedding[...].astype(config.dtype)[pack(tokens)]
         h = constrain(h, "rows", "time", "hidden")
-        if layers is None:
-            h, entries, statistics = self._scan_layers(h, entries, context)
-        else:
-            h, entries, statistics = self._loop_over(layers, h, entries, context)
+        run_layers = self._loop_over if apart else self._scan_layers
+        h, entries, statistics = run_layers(layers, h, entries, context)
         if given is not None:
             cache = dataclasses.replace(given, layers=entries)
             cache = cache.unstacked() if given.is_unstacked else cache.stacked()
         h = rms_norm(h, self.final_norm[...], config.norm_eps)
         return h, cache, statistics
 
-    def _scan_layers(self, h: jax.Array, entries: tuple, context: Context):
+    def _scan_layers(self, stacks: Any, h: jax.Array, entries: tuple, context: Context):
         """All layers in order: h [B, T, M], the runs' cache entries and mean router statistics.
+
+        `stacks` are the weights of each run, or None for the model's own.
 
         A cache with more slots than the tokens here is carried from layer to layer and written in
         place. One that these tokens fill goes through layer by layer: carried, the backward pass
@@ -200,7 +211,8 @@ class Decoder(nnx.Module):
             prompts = cache.prompt.layers
         groups, lengths = config.num_groups, [length for _, length in config.runs]
         filled = cache is not None and cache.slots <= context.segment_ids.shape[1]
-        graphdefs, states = zip(*(nnx.split(run) for run in self.runs), strict=True)
+        graphdefs = [nnx.graphdef(run) for run in self.runs]
+        states = [nnx.state(run) for run in self.runs] if stacks is None else stacks
 
         def by_group(x, length):
             return x.reshape(groups, length, *x.shape[1:])
@@ -251,7 +263,7 @@ class Decoder(nnx.Module):
             )
         return h, entries, self._mean(statistics)
 
-    def _loop_over(self, layers: Layers, h: jax.Array, entries: Any, context: Context):
+    def _loop_over(self, layers: Any, h: jax.Array, entries: Any, context: Context):
         """As `_scan_layers`, layer after layer over those of `_split` and `unstacked` entries."""
         cache = context.cache
         prompts: Any = None if cache is None or cache.prompt is None else cache.prompt.layers
@@ -354,6 +366,18 @@ class Decoder(nnx.Module):
         return logprobs, entropy
 
 
+def in_compute_dtype(config: DecoderConfig, state: nnx.State) -> nnx.State:
+    """Weights of layers as a forward pass casts them; what it computes with in float32 as it is."""
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        (
+            path,
+            x if path[-1] in MixtureOfExperts.FLOAT32 else x.replace(x[...].astype(config.dtype)),
+        )
+        for path, x in flat
+    )
+
+
 def _bfloat16_values(x: jax.Array) -> jax.Array:
     """`x` in float32 with bfloat16's digits. A compiler may leave out casts there and back."""
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
@@ -370,46 +394,6 @@ KEPT: dict[Remat, tuple[str, ...]] = {
 def _policy(config: DecoderConfig):
     """What `remat` lets the forward pass of a layer keep."""
     return jax.checkpoint_policies.save_only_these_names(*KEPT[config.remat])
-
-
-def _computed_once(context: Context) -> Context:
-    """The context, with what every layer reads of it in memory.
-
-    XLA's CPU compiler would compute positions and turns again for each element of the scores and
-    heads that depends on them, and it drops optimization barriers before it decides so. What comes
-    out of a branch it keeps.
-    """
-    if target.platform() != "cpu":
-        return context
-    cache = context.cache
-    of_cache = None if cache is None else cache.positions
-    of_prompt = None if cache is None or cache.prompt is None else cache.prompt.positions
-    found = (context.positions, context.segment_ids, context.turns, of_cache, of_prompt)
-    never = context.segment_ids[0, 0] < 0
-    positions, segment_ids, turns, of_cache, of_prompt = jax.lax.cond(
-        never, lambda x: jax.tree.map(jnp.zeros_like, x), lambda x: x, found
-    )
-    if cache is not None and cache.prompt is not None:
-        prompt = dataclasses.replace(cache.prompt, positions=of_prompt)
-        cache = dataclasses.replace(cache, prompt=prompt)
-    if cache is not None:
-        cache = dataclasses.replace(cache, positions=of_cache)
-    return dataclasses.replace(
-        context, positions=positions, segment_ids=segment_ids, turns=turns, cache=cache
-    )
-
-
-def _count_positions(segment_ids: jax.Array, cache: Cache | None) -> jax.Array:
-    """Positions that count the tokens of each sequence from 0, or on from the cache; [B, T]."""
-    valid = segment_ids != 0
-    counts = jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1
-    if cache is not None:
-        return cache.lengths[:, None] + counts
-    # The first token of each segment holds its own count; the running maximum spreads it.
-    last = jax.lax.cummax(jnp.where(valid, segment_ids, 0), axis=1)
-    previous = jnp.pad(last, ((0, 0), (1, 0)))[:, :-1]
-    starts = jnp.where(valid & (segment_ids != previous), counts, 0)
-    return counts - jax.lax.cummax(starts, axis=1)
 
 
 @functools.cache

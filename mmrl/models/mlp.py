@@ -48,6 +48,8 @@ class MixtureOfExperts(nnx.Module):
     moe·(1-c) + shared·c with c = sigmoid(coefficient · x) in float32 (modeling_minimax_m1.py).
     """
 
+    FLOAT32 = ("router", "router_bias", "shared_coefficient")  # weights that are not cast
+
     def __init__(self, param: LayerInit):
         config = param.config
         m, e, f = config.hidden_size, config.num_experts, config.intermediate_size

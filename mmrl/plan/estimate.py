@@ -1,283 +1,43 @@
-"""Bytes and times of an RL step on a mesh by arithmetic alone, to prune with before compiling.
+"""Times of an RL step on a mesh by arithmetic alone, to prune with before compiling.
 
 What lies where follows the rules of `mmrl.sharding`. What is counted:
 
 - A device computes its share of rows, tokens, heads, MLP and vocabulary, where the mesh divides
-  them; what it does not divide, every device does.
+  them; what it does not divide, every device does (`mmrl.plan.device_bytes`).
 - Training gathers every weight over `fsdp` for the forward and again for the backward pass of each
   micro-batch, and scatters the gradients. A tensor-parallel layer has two all-reduces of its
   activations each pass, an expert-parallel one two all-to-alls; `sequence` gathers keys and values.
 - In the sampler's layout weights stay where they are, and each layer's activations are summed over
   the devices that its weights are cut over. Every token reads all of a device's weights and cache.
-- With `remat` the input of each layer is kept (and what `mmrl.models.decoder` names), and one layer
-  at a time is computed again. What a layer works on is the larger of its two halves, of tokens sent
-  to experts the copies in float32 of their rows among them.
-- A rollout holds the prompts' cache and a layer at work on whole prompts, or later the whole cache
-  and a layer at work on one token a row, never both.
-
-Copies that the compiler makes beyond these are not, nor what lies between arrays in memory.
 """
 
 import dataclasses
-import functools
 import math
-from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import NamedSharding
 
-from mmrl import sharding
 from mmrl.models import DecoderConfig
 from mmrl.plan.arithmetic import (
     Flops,
-    Workload,
     backward_flops,
     decode_flops,
     forward_flops,
     recomputed_flops,
     step_flops,
 )
+from mmrl.plan.device_bytes import (
+    Cuts,
+    Step,
+    cache_of,
+    cuts,
+    device_bytes,
+    loop_weights,
+    parameter_bytes,
+)
 from mmrl.plan.devices import Topology
-from mmrl.plan.memory import cache_bytes, parameter_shapes, weights_read
+from mmrl.plan.memory import weights_read
 from mmrl.plan.roofline import Cost, Efficiency, Phase, Transfer, all_gather_sent, cost
-from mmrl.sharding import Layout, MeshConfig, abstract_mesh, spec
-
-HEAD_PIECE = 8192  # rows of the head that the fused head multiplies at once
-
-
-@dataclass(frozen=True)
-class DeviceBytes:
-    """Bytes that one device holds; gradients and activations are those of one micro-batch.
-
-    `gradients` are those of the responses and, of several micro-batches, their sum. `activations`
-    are kept for the backward pass, with the prompts' cache and its gradient; `working` is the
-    backward pass of one layer, and the head's.
-    """
-
-    parameters: float
-    gradients: float
-    optimizer: float
-    activations: float
-    working: float
-    rollout_parameters: float
-    prompt_cache: float
-    prefill_working: float
-    cache: float
-    decode_working: float
-
-    @property
-    def update(self) -> float:
-        """All that an update holds at once."""
-        state = self.parameters + self.gradients + self.optimizer
-        return state + self.activations + self.working
-
-    @property
-    def rollout(self) -> float:
-        """All that a rollout holds at once; the optimizer's state waits."""
-        prefill, decode = self.prompt_cache + self.prefill_working, self.cache + self.decode_working
-        return self.rollout_parameters + self.optimizer + max(prefill, decode)
-
-    @property
-    def peak(self) -> float:
-        return max(self.update, self.rollout)
-
-
-@dataclass(frozen=True)
-class Step:
-    """An RL step to estimate; all mesh sizes are positive.
-
-    `micro_batches` are those of all the updates on a rollout together, `updates` how often the
-    optimizer runs, `rollout_batches` how many the sampler draws its prompts in, the largest of
-    `rollout_prompts` where they are not as even as can be.
-    """
-
-    config: DecoderConfig
-    work: Workload
-    mesh: MeshConfig
-    micro_batches: int = 1
-    updates: int = 1
-    rollout_batches: int = 1
-    rollout_prompts: int | None = None
-
-    @property
-    def micro_batch(self) -> Workload:
-        return self._part(self.micro_batches)
-
-    @property
-    def rollout_batch(self) -> Workload:
-        if self.rollout_prompts is None:
-            return self._part(self.rollout_batches)
-        return dataclasses.replace(self.work, prompts=self.rollout_prompts)
-
-    def _part(self, parts: int) -> Workload:
-        return dataclasses.replace(self.work, prompts=max(-(-self.work.prompts // parts), 1))
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Over how many devices a layout cuts each part of the work on `rows` rows of `tokens`."""
-
-    rows: int
-    batch: int
-    time: int
-    hidden: int
-    heads: int
-    activation_heads: int
-    activation_kv_heads: int
-    mlp: int
-    vocab: int
-
-    def share(self, flops: Flops) -> Flops:
-        """What one device computes."""
-        tokens, mixing = self.rows * self.time, self.batch * self.time * self.activation_heads
-        return Flops(
-            projections=flops.projections / (tokens * self.heads),
-            lightning=flops.lightning / mixing,
-            softmax=flops.softmax / mixing,
-            router=flops.router / tokens,
-            mlp=flops.mlp / (tokens * self.mlp),
-            head=flops.head / (tokens * self.vocab),
-        )
-
-
-@functools.cache
-def cuts(config: DecoderConfig, mesh: MeshConfig, layout: Layout, rows: int, tokens: int) -> Cuts:
-    """The cuts of a layout, by the rules of `mmrl.sharding`."""
-    abstract = abstract_mesh(mesh)
-    sizes = {
-        "rows": rows,
-        "batch": rows,
-        "time": tokens,
-        "hidden": config.hidden_size,
-        "heads": config.num_heads,
-        "activation_heads": config.num_heads,
-        "activation_kv_heads": config.num_kv_heads,
-        "mlp": config.intermediate_size,
-        "vocab": config.vocab_size,
-    }
-    with sharding.layout(layout):
-        return Cuts(**{axis: sharding.parts(axis, n, abstract) for axis, n in sizes.items()})
-
-
-@functools.cache
-def parameter_bytes(
-    config: DecoderConfig, mesh: MeshConfig, layout: Layout = "train", trained: bool = False
-) -> float:
-    """Bytes of one device's part of the parameters, or of those that are trained."""
-    tree = parameter_shapes(config)
-    if trained and config.lora is not None:
-        tree = nnx.filter_state(tree, nnx.LoRAParam)
-    abstract, total = abstract_mesh(mesh), 0.0
-    with sharding.layout(layout):
-        for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-            array = leaf.get_value()
-            place = NamedSharding(abstract, spec(leaf.get_metadata("axes"), array.shape, abstract))
-            total += math.prod(place.shard_shape(array.shape)) * array.dtype.itemsize
-    return total
-
-
-def device_bytes(step: Step) -> DeviceBytes:
-    """What one device holds in the step."""
-    config, mesh, one, drawn = step.config, step.mesh, step.micro_batch, step.rollout_batch
-    layers, trained = config.num_layers, parameter_bytes(config, mesh, trained=True)
-    responses = cuts(config, mesh, "train", one.rows, one.response_length)
-    prompts = cuts(config, mesh, "train", one.prompts, one.prompt_length)
-    tokens = one.response_tokens / (responses.rows * responses.time)
-    prompt_tokens = one.prompts * one.prompt_length / (prompts.rows * prompts.time)
-    remembered = _cache(step, one.prompts, one.prompt_length, "train")
-    remembered += _cache(step, one.rows, 0, "train")
-    reading = cuts(config, mesh, "decode", drawn.prompts, drawn.prompt_length)
-    writing = cuts(config, mesh, "decode", drawn.rows, 1)
-    read = drawn.prompts * drawn.prompt_length / (reading.rows * reading.time)
-    prompt_cache = _cache(step, drawn.prompts, drawn.prompt_length)
-    logits = 8 * config.vocab_size / writing.vocab
-    return DeviceBytes(
-        parameters=parameter_bytes(config, mesh),
-        gradients=trained * (2 if step.micro_batches > step.updates else 1),
-        optimizer=2 * trained,
-        activations=layers * tokens * _kept_width(config, responses)
-        + layers * prompt_tokens * _kept_width(config, prompts)
-        + 2 * remembered,
-        working=tokens
-        * (_backward_width(config, responses) + 8 * min(config.vocab_size, HEAD_PIECE)),
-        rollout_parameters=parameter_bytes(config, mesh, "decode"),
-        prompt_cache=prompt_cache,
-        prefill_working=read * _forward_width(config, reading),
-        cache=_cache(step, drawn.rows, drawn.response_length) + prompt_cache,
-        decode_working=drawn.rows / writing.rows * (_forward_width(config, writing) + logits),
-    )
-
-
-def _widths(config: DecoderConfig, cut: Cuts) -> tuple[float, float, int]:
-    """Of one device's part of a token: its heads' width, its MLP's, and how many experts it has."""
-    heads = config.num_heads * config.head_dim / min(cut.heads, cut.activation_heads)
-    experts = config.experts_per_token if config.num_experts else 0
-    return heads, config.intermediate_size / cut.mlp, experts
-
-
-def _forward_width(config: DecoderConfig, cut: Cuts) -> float:
-    """The most bytes that a layer's forward pass holds of a token at once, on one device.
-
-    The products with an expert's last matrix are there in float32 and rounded.
-    """
-    heads, mlp, experts = _widths(config, cut)
-    itemsize, hidden = jnp.dtype(config.dtype).itemsize, config.hidden_size
-    if experts:
-        rows = (itemsize + 4) * hidden + itemsize * mlp
-        return 3 * itemsize * hidden + experts * rows
-    return itemsize * max(2 * hidden + 5 * heads, 3 * hidden + 3 * mlp)
-
-
-def _backward_width(config: DecoderConfig, cut: Cuts) -> float:
-    """As `_forward_width`, of the backward pass, which finds what the forward pass computed.
-
-    Of an expert's row the gradient of its result and those of its input by two matrices are there
-    in float32 and rounded.
-    """
-    heads, mlp, experts = _widths(config, cut)
-    itemsize, hidden = jnp.dtype(config.dtype).itemsize, config.hidden_size
-    if experts:
-        rows = 3 * (itemsize + 4) * hidden + 5 * itemsize * mlp
-        return 4 * itemsize * hidden + experts * rows
-    return itemsize * (4 * hidden + max(10 * heads, 6 * mlp))
-
-
-def _layer_width(config: DecoderConfig, cut: Cuts) -> float:
-    """Bytes of all that a layer computes for a token, on one device."""
-    heads, mlp, experts = _widths(config, cut)
-    inside = experts * (3 * mlp + 2 * config.hidden_size) if experts else 3 * mlp
-    # The rows of experts are summed in float32.
-    itemsize = jnp.dtype(config.dtype).itemsize
-    return (
-        itemsize * (5 * heads + 4 * config.hidden_size + inside) + 4 * experts * config.hidden_size
-    )
-
-
-def _kept_width(config: DecoderConfig, cut: Cuts) -> float:
-    """Bytes a token and layer that the backward pass finds again, in the mean over layers."""
-    itemsize, hidden = jnp.dtype(config.dtype).itemsize, config.hidden_size / cut.hidden
-    if config.remat == "none":
-        return _layer_width(config, cut)
-    if config.remat == "full":
-        return itemsize * hidden
-    heads, mlp, experts = _widths(config, cut)
-    kv = config.num_kv_heads * config.head_dim / min(cut.heads, cut.activation_kv_heads)
-    softmax = config.layer_pattern.count("softmax") / len(config.layer_pattern)
-    projected = softmax * (heads + 2 * kv) + (1 - softmax) * 4 * heads
-    width = 2 * hidden + projected + (0 if experts else 2 * mlp)
-    if config.remat == "products":
-        width += heads + experts * (2 * mlp + config.hidden_size)
-    return itemsize * width
-
-
-def _cache(step: Step, rows: int, slots: int, layout: Layout = "decode") -> float:
-    """Bytes of a device's part of a cache."""
-    cut = cuts(step.config, step.mesh, layout, rows, 1)
-    states = cache_bytes(step.config, 0) * rows / (cut.batch * cut.activation_heads)
-    filled = cache_bytes(step.config, slots) - cache_bytes(step.config, 0)
-    return states + filled * rows / (cut.batch * cut.activation_kv_heads)
+from mmrl.sharding import MeshConfig
 
 
 def phases(step: Step) -> list[Phase]:
@@ -323,9 +83,12 @@ def _decode(step: Step) -> Phase:
     flops = cut.share(decode_flops(config, rows, length, context=drawn.prompt_length))
     # Experts that no row chose are not read; a step of many rows reads all weights.
     read = weights_read(config, rows) / weights_read(config, 1_000_000)
-    states = _cache(step, rows, 0)
-    filled = states + _cache(step, rows, drawn.prompt_length + length // 2)
-    moved = length * (read * parameter_bytes(config, mesh, "decode") + filled)
+    states = cache_of(step, rows, 0)
+    filled = states + cache_of(step, rows, drawn.prompt_length + length // 2)
+    weights = parameter_bytes(config, mesh, "decode")
+    if copy := loop_weights(step):
+        weights += copy - parameter_bytes(config, mesh, "decode", of_layers=True)
+    moved = length * (read * weights + filled)
     batches = step.rollout_batches
     sent = _decode_sent(step, cut, batches * length * rows / cut.rows, batches * length)
     return Phase("decode", batches * flops.total, batches * moved, batches * flops.float32, sent)

@@ -14,8 +14,9 @@ from mmrl.errors import UserError, user_mistakes
 from mmrl.plan import hlo
 from mmrl.plan.arithmetic import Workload, step_flops
 from mmrl.plan.compiler import Compiled, compile_program
+from mmrl.plan.device_bytes import DeviceBytes, Step, device_bytes
 from mmrl.plan.devices import Topology
-from mmrl.plan.estimate import DeviceBytes, Step, device_bytes, phases
+from mmrl.plan.estimate import phases
 from mmrl.plan.programs import PROGRAMS
 from mmrl.plan.roofline import Cost, Efficiency, Phase, Transfer, cost
 from mmrl.rollout.memory import prompt_batches
@@ -115,6 +116,7 @@ def step_of(config: TrainConfig, topology: Topology) -> Step:
         updates=updates,
         rollout_batches=len(batches),
         rollout_prompts=batches[0].stop,
+        platform=topology.platform,
     )
 
 

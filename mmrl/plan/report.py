@@ -111,10 +111,11 @@ def _head(found: dict) -> list[str]:
 def _memory(found: dict) -> list[str]:
     held, programs = found["bytes"], found["programs"]
     columns = ("update", "prefill", "decode")
-    lines = [f"{'GiB a device':34}" + "".join(f"{name:>10}" for name in columns)]
+    lines = [f"{'GiB a device':38}" + "".join(f"{name:>10}" for name in columns)]
     rollout, waiting = held["rollout_parameters"], held["optimizer"]
     rows = [
         ("parameters", held["parameters"], rollout, rollout),
+        ("the layers' as decoding reads them", 0, 0, held["loop_weights"]),
         ("gradients", held["gradients"], 0, 0),
         ("optimizer", waiting, waiting, waiting),
         ("activations kept", held["activations"], 0, 0),
@@ -126,13 +127,13 @@ def _memory(found: dict) -> list[str]:
             held["decode_working"],
         ),
     ]
-    lines += [f"  {name:32}" + "".join(map(_gib, sizes)) for name, *sizes in rows]
-    lines.append(f"{'':34}{'update':>10}{'rollout':>10}")
+    lines += [f"  {name:36}" + "".join(map(_gib, sizes)) for name, *sizes in rows]
+    lines.append(f"{'':38}{'update':>10}{'rollout':>10}")
     if programs:
         temporaries = (programs[name]["temporaries"] for name in ("update", "rollout"))
-        lines.append(f"  {'temporaries, as compiled':32}" + "".join(map(_gib, temporaries)))
+        lines.append(f"  {'temporaries, as compiled':36}" + "".join(map(_gib, temporaries)))
     needed = "".join(_gib(held["needed"].get(name, 0)) for name in ("update", "rollout"))
-    lines.append(f"  {'needed, ' + ('as compiled' if programs else 'by arithmetic'):32}{needed}")
+    lines.append(f"  {'needed, ' + ('as compiled' if programs else 'by arithmetic'):36}{needed}")
     verdict = "fits" if held["fits"] else "DOES NOT FIT"
     lines.append(
         f"  peak {held['peak'] / GIB:.1f} of {held['device'] / GIB:.1f} GiB: {verdict}"

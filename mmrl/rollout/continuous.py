@@ -29,8 +29,8 @@ from mmrl.rollout.rows import (
     RowSettings,
     decode_rows,
     empty_rows,
+    loop_weights,
     read_rows,
-    unstacked_layers,
 )
 from mmrl.rollout.sampling import SamplingConfig, certain_streak, support_size
 from mmrl.rollout.streaming import LARGEST_PIECE, SMALLEST_PIECE
@@ -160,7 +160,7 @@ class ContinuousBatch:
         self._graphdef, self._params = nnx.split(model)
         self._mesh = jax.sharding.get_mesh()
         self._vocabulary = model.config.vocab_size
-        self._layers = unstacked_layers(self._graphdef, self._params, layout)
+        self._layers = loop_weights(self._graphdef, self._params, layout)
         self._cache = empty_rows(model.config, rows, context, layout)
         self._free = list(range(rows))[::-1]
         self._waiting: collections.deque[Request] = collections.deque()

@@ -69,13 +69,13 @@ class RowSettings(NamedTuple):
 def empty_rows(config: DecoderConfig, rows: int, slots: int, layout: Layout) -> Cache:
     with sharding.layout(layout):
         cache = Cache.create(config, rows, slots, independent=True)
-        return Decoder.cache_of_loop(cache)
+        return Decoder.cache_of_loop(config, cache)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "layout"))
-def unstacked_layers(graphdef, params, layout: Layout):
+def loop_weights(graphdef, params, layout: Layout):
     with sharding.layout(layout):
-        return nnx.merge(graphdef, params).unstacked()
+        return nnx.merge(graphdef, params).loop_weights()
 
 
 @functools.partial(model_jit, static_argnames=("graphdef", "layout"), donate_argnames="cache")

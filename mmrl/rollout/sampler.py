@@ -169,7 +169,8 @@ def _sample(
     (prompts, _), group, length = prompt_tokens.shape, sampling.group_size, sampling.max_new_tokens
     batch = prompts * group
     cache, last = prefill(model, prompt_tokens, prompt_lengths)
-    cache, layers = model.cache_of_loop(cache.fork(group, length)), model.unstacked()
+    cache = model.cache_of_loop(model.config, cache.fork(group, length))
+    layers = model.loop_weights()
     rows = _begin(prompts, group, seeds, limits, rng, sampling, temperatures)
     stop_ids = jnp.asarray(sampling.stop_ids, jnp.int32)
     repetition = sampling.repetition_stop

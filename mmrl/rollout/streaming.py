@@ -22,7 +22,7 @@ from flax import nnx
 from mmrl.compilation import model_jit
 from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder, DecoderConfig
-from mmrl.models.decoder import Layers
+from mmrl.models.decoder import LoopWeights, in_compute_dtype
 from mmrl.rollout.sampling import SamplingConfig, draw
 
 SMALLEST_PIECE, LARGEST_PIECE = 16, 512
@@ -117,17 +117,19 @@ class Conversation:
         return _PROGRAMS[signature]
 
     @functools.cached_property
-    def _layer_shapes(self) -> Layers | None:
-        return jax.eval_shape(nnx.merge(self._graphdef, self._params).unstacked)
+    def _layer_shapes(self) -> LoopWeights | None:
+        return jax.eval_shape(nnx.merge(self._graphdef, self._params).loop_weights)
 
     @functools.cached_property
-    def _layers(self) -> Layers | None:
-        """As `Decoder.unstacked`, by a program that is compiled once for all layers of a run."""
+    def _layers(self) -> LoopWeights | None:
+        """As `Decoder.loop_weights`, by a program that is compiled once for all layers of a run."""
         if self._layer_shapes is None:
             return None
         states = [nnx.split(run)[1] for run in nnx.merge(self._graphdef, self._params).runs]
+        if not Decoder.unstacks(self._config):
+            return [_cast(self._config, state) for state in states]
         return [
-            [_layer(state, np.int32(i)) for i in range(len(shapes))]
+            [_layer(self._config, state, np.int32(i)) for i in range(len(shapes))]
             for state, shapes in zip(states, self._layer_shapes, strict=True)
         ]
 
@@ -161,13 +163,17 @@ def piece_width(tokens: int, room: int) -> int:
 def _empty_cache(config: DecoderConfig, slots: int) -> Cache:
     """An empty cache of one row; compiled, so that each of its arrays has memory to donate."""
     cache = Cache.create(config, 1, slots, independent=True)
-    return Decoder.cache_of_loop(cache)
+    return Decoder.cache_of_loop(config, cache)
 
 
-@jax.jit
-def _layer(state: nnx.State, index: jax.Array) -> nnx.State:
-    """Layer `index` of the stacked weights of a run."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), state)
+@functools.partial(jax.jit, static_argnames="config")
+def _layer(config: DecoderConfig, state: nnx.State, index: jax.Array) -> nnx.State:
+    """Layer `index` of the stacked weights of a run, in the compute dtype."""
+    layer = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), state)
+    return in_compute_dtype(config, layer)
+
+
+_cast = functools.partial(jax.jit, static_argnames="config")(in_compute_dtype)
 
 
 @functools.partial(model_jit, static_argnames="graphdef", donate_argnames="cache")

@@ -9,9 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import target
+
 BLOCK_SCORES = 1 << 19  # scores of a block, 2 MiB: what the caches of a CPU hold
 BLOCK_SLOTS = 256
 MIN_BLOCK_ROWS = 128
+# A GPU computes such a block in less time than it takes to start the dozen kernels for it.
+GPU_SCORES, GPU_SLOTS = 32, 8  # times as many
 
 NEVER = jnp.iinfo(jnp.int32).max
 
@@ -33,10 +37,18 @@ class Blocks(NamedTuple):
 
 def block_sizes(q: jax.Array, k: jax.Array) -> Blocks:
     (batch, heads, n_rows), n_slots = q.shape[:3], k.shape[2]
-    slots = min(n_slots, BLOCK_SLOTS)
-    rows = min(n_rows, max(MIN_BLOCK_ROWS, BLOCK_SCORES // (heads * slots)))
-    most = max(1, BLOCK_SCORES // (heads * rows * slots))
+    scores, block_slots = most_scores(), BLOCK_SLOTS
+    if target.platform() == "gpu":
+        block_slots *= GPU_SLOTS
+    slots = min(n_slots, block_slots)
+    rows = min(n_rows, max(MIN_BLOCK_ROWS, scores // (heads * slots)))
+    most = max(1, scores // (heads * rows * slots))
     return Blocks(max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most), rows, slots)
+
+
+def most_scores() -> int:
+    """Scores of a block, at the most."""
+    return BLOCK_SCORES * (GPU_SCORES if target.platform() == "gpu" else 1)
 
 
 def first_slot(block: jax.Array, k: jax.Array, blocks: Blocks) -> jax.Array:

@@ -11,17 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from pallas_kernels import target
 from pallas_kernels.softmax_attention.blocks import (
+    GPU_SLOTS,
     Labels,
     block_index,
     block_sizes,
     first_slot,
     from_grid,
+    most_scores,
     scan_rows,
 )
 
 FEW_ROWS = 32  # at most this many rows: the keys, not the scores, are the larger array
 FEW_ROWS_SLOTS = 256  # slots of a block then: keys and values that the caches of a CPU hold
+GPU_BLOCKS = 8  # at most so many on a GPU, which waits for the host after each
 COPIED = 3  # what a slot of a block, which XLA's CPU compiler copies, costs over one read in place
 DENSE_SCORES = 1 << 22  # at most this many scores are computed in one block
 
@@ -96,7 +100,8 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _fits_one_block(q: jax.Array, k: jax.Array) -> bool:
-    return q[..., 0].size * k.shape[2] <= DENSE_SCORES
+    most = most_scores() if target.platform() == "gpu" else DENSE_SCORES
+    return q[..., 0].size * k.shape[2] <= most
 
 
 # One block.
@@ -118,7 +123,7 @@ def _product(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
     """q k^T, [b, h, R, S] in float32."""
     rows = q.shape[2]
-    if rows > FEW_ROWS:
+    if rows > FEW_ROWS or target.platform() == "gpu":
         return _product("bhrd,bhsd->bhrs", q, k)
     # XLA's CPU dot repacks its right operand: with few rows that must be q, at least 4 wide.
     q = jnp.pad(q, ((0, 0), (0, 0), (0, max(0, 4 - rows)), (0, 0)))
@@ -189,7 +194,10 @@ def _attend_cache(q, k, v, layer, rows: Labels, slots: Labels, scale: float):
     place, and whole, once so much of it is filled that copies of the blocks would take longer.
     """
     n_slots, alone = k.shape[-2], layer is None
-    size = min(n_slots, FEW_ROWS_SLOTS)
+    size = FEW_ROWS_SLOTS
+    if target.platform() == "gpu":
+        size = max(GPU_SLOTS * size, -(-n_slots // GPU_BLOCKS))
+    size = min(n_slots, size)
     seen = (slots.positions >= 0) & (slots.positions <= rows.positions.max(1, keepdims=True))
     filled = jnp.where(seen.any(0), jnp.arange(1, n_slots + 1), 0).max()
 

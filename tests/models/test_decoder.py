@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from oracles.numpy_decoder import decoder as numpy_decoder
 
+from mmrl.compilation import model_jit
 from mmrl.models import Cache, Decoder, DecoderConfig, minimax_m1, parameter_count
 
 
@@ -65,13 +66,37 @@ def test_layers_apart_decode_as_a_full_forward_pass(room, hybrid, tokens):
     @functools.partial(jax.jit, static_argnames="graphdef")
     def decode(graphdef, params, token, cache):
         model = nnx.merge(graphdef, params)
-        return model(token, cache=cache, layers=model.unstacked())
+        return model(token, cache=cache, layers=model.loop_weights())
 
     cache = Cache.create(hybrid.config, len(tokens), tokens.shape[1] + room).unstacked()
     _, cache = forward(hybrid, tokens[:, :18], cache=cache)
     for t in range(18, tokens.shape[1]):
         logits, cache = decode(*nnx.split(hybrid), tokens[:, t : t + 1], cache)
         assert relative_error(logits[:, 0], expected[:, t]) < 1e-5
+
+
+def test_the_weights_of_a_loop_are_those_that_a_step_would_cast(hybrid, tokens, monkeypatch):
+    """In bfloat16, stacked as on a TPU or apart as on a CPU: the very logits of the model's own."""
+    config = dataclasses.replace(hybrid.config, dtype="bfloat16")
+    model = Decoder(config, nnx.Rngs(0))
+
+    @functools.partial(model_jit, static_argnames=("graphdef", "own"))
+    def decode(graphdef, params, own):
+        model = nnx.merge(graphdef, params)
+        layers = None if own else model.loop_weights()
+        cache = Cache.create(config, len(tokens), 4)
+        return model(tokens[:, :1], cache=model.cache_of_loop(config, cache), layers=layers)[0]
+
+    for apart in (True, False):
+        monkeypatch.setattr(Decoder, "unstacks", staticmethod(lambda *_, apart=apart: apart))
+        jax.clear_caches()
+        weights = jax.eval_shape(lambda: model.loop_weights())
+        of_run = weights[0][0] if apart else weights[0]
+        kinds = {path[-1]: x.dtype for path, x in nnx.to_flat_state(of_run)}
+        assert kinds.pop("router") == jnp.float32
+        assert set(kinds.values()) == {jnp.dtype("bfloat16")}
+        found, expected = (decode(*nnx.split(model), own) for own in (False, True))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_prompt_read_in_pieces_with_padding_between_equals_the_whole(hybrid, tokens):

@@ -11,8 +11,9 @@ from mmrl import config as configs
 from mmrl.chips import GIB
 from mmrl.models import DecoderConfig, LoraConfig
 from mmrl.plan.arithmetic import Workload, decode_flops, forward_flops, step_flops
+from mmrl.plan.device_bytes import Step, device_bytes, loop_weights, parameter_bytes
 from mmrl.plan.devices import parse_topology
-from mmrl.plan.estimate import Step, device_bytes, parameter_bytes, phases, step_cost
+from mmrl.plan.estimate import phases, step_cost
 from mmrl.plan.memory import cache_bytes, parameter_shapes
 from mmrl.plan.predict import make_plan
 from mmrl.plan.roofline import Efficiency
@@ -167,6 +168,22 @@ def test_decoding_reads_all_weights_and_its_cache_each_token():
     states = 64 * 4 * 4 * 4 * 4  # one lightning layer, read and written
     at_middle = 64 * (cache_bytes(config, 25))
     assert decode.hbm_bytes == pytest.approx(30 * (weights + states + at_middle), rel=1e-6)
+
+
+def test_decoding_reads_a_copy_of_the_layers_where_it_makes_one():
+    """In the compute dtype where that differs, and layer by layer on GPUs."""
+    mesh = MeshConfig(data=1, tensor=2)
+    layers = parameter_bytes(CONFIG, mesh) - 2 * 16 * 8 * 4 / 2 - 8 * 4
+    router = 2 * 8 * 4 * 4  # stays in float32
+    narrow = Step(dataclasses.replace(CONFIG, dtype="bfloat16"), WORK, mesh)
+    assert loop_weights(narrow) == (layers - router) / 2 + router
+    assert loop_weights(Step(CONFIG, WORK, mesh)) == 0
+    assert loop_weights(Step(CONFIG, WORK, mesh, platform="gpu")) == layers
+    held, as_stored = device_bytes(narrow), device_bytes(Step(CONFIG, WORK, mesh))
+    assert held.rollout_parameters == as_stored.rollout_parameters
+    saved = 30 * (layers - loop_weights(narrow))
+    decode, wide = named(narrow)["decode"], named(Step(CONFIG, WORK, mesh))["decode"]
+    assert wide.hbm_bytes - decode.hbm_bytes >= 0.9 * saved
 
 
 def test_the_sampler_leaves_weights_where_they_are_and_sends_activations():

@@ -186,7 +186,7 @@ def test_samples_of_a_group_differ(model):
 def test_sampling_copies_the_parameters_once_on_a_cpu_and_else_not(unstacks, copies, monkeypatch):
     """Temporaries hold one of the 4 layers' weights at a time, or all of them cut into layers."""
     if not unstacks:
-        monkeypatch.setattr(Decoder, "unstacked", lambda self: None)
+        monkeypatch.setattr(Decoder, "loop_weights", lambda self: None)
     config = dataclasses.replace(CONFIG, hidden_size=256, intermediate_size=512, num_heads=8)
     graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
