@@ -6,6 +6,7 @@ python -m mmrl.benchmark --suite=step --workload=A
 python -m mmrl.benchmark --suite=peers --devices=2 --scripts=DIR --trl=PYTHON --tunix=PYTHON
 python -m mmrl.benchmark --suite=hybrid --batch=8
 python -m mmrl.benchmark --suite=growth
+python -m mmrl.benchmark --suite=agreement --new_tokens=512
 """
 
 import json
@@ -15,17 +16,18 @@ from pathlib import Path
 from absl import flags
 
 from mmrl import config as configs
-from mmrl.benchmark import growth, model, peers, workload
+from mmrl.benchmark import agreement, growth, model, peers, workload
 from mmrl.compilation import enable_compilation_cache
 from mmrl.errors import UserError
 
 _SUITE = flags.DEFINE_enum(
     "suite",
     "model",
-    ["model", "step", "peers", "hybrid", "growth"],
+    ["model", "step", "peers", "hybrid", "growth", "agreement"],
     "model: forward passes and decoding. step: RL steps of a workload. peers: the same beside "
     "other frameworks. hybrid: decoding at a long context beside an all-softmax twin. growth: how "
-    "a step's time grows with its sizes.",
+    "a step's time grows with its sizes. agreement: the sampler's log-probabilities against the "
+    "trainer's.",
 )
 _LENGTHS = flags.DEFINE_list("lengths", ["1024", "4096", "16384"], "Tokens of the forward passes.")
 _CONTEXTS = flags.DEFINE_list("contexts", ["64", "2048"], "Tokens before the decoded ones.")
@@ -89,6 +91,7 @@ def main(_: list[str]) -> None:
         ),
         "hybrid": lambda: growth.hybrid(_BATCH.value, _NEW_TOKENS.value, _REPEATS.value),
         "growth": lambda: growth.exponents(_STEPS.value),
+        "agreement": lambda: agreement.figures(_NEW_TOKENS.value),
     }[_SUITE.value]()
     print(json.dumps(found))
 
