@@ -95,11 +95,11 @@ def test_rows_that_the_mesh_does_not_divide_are_cut_over_the_axes_that_do():
 
 COMPILED = {
     # GiB a device of `python -m mmrl.plan`'s compiled update and rollout, 32K tokens of M1 and M2.
-    "M2 on 512 v5p": ("minimax_m2", "v5p:8x8x8", LONG, 29.44, 79.60),
-    "M1 on 512 v5p": ("minimax_m1", "v5p:8x8x8", LONG, 45.97, 45.12),
-    "M1 on 512 H100s": ("minimax_m1", "h100:512", LONG, 50.49, 42.14),
-    "M2 on 512 H100s": ("minimax_m2", "h100:512", LONG | FOR_H100, 78.01, 50.65),
-    "Qwen2.5-7B on 8 H100s": ("qwen2_5_7b", "h100:8", WIDE, 50.38, 27.44),
+    "M2 on 512 v5p": ("minimax_m2", "v5p:8x8x8", LONG, 29.45, 79.60),
+    "M1 on 512 v5p": ("minimax_m1", "v5p:8x8x8", LONG, 46.06, 46.11),
+    "M1 on 512 H100s": ("minimax_m1", "h100:512", LONG, 50.50, 44.57),
+    "M2 on 512 H100s": ("minimax_m2", "h100:512", LONG | FOR_H100, 77.53, 54.98),
+    "Qwen2.5-7B on 8 H100s": ("qwen2_5_7b", "h100:8", WIDE, 49.49, 29.15),
 }
 
 
