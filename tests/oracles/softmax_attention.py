@@ -5,14 +5,22 @@ from unittest import mock
 
 import numpy as np
 
+from pallas_kernels import target
 from pallas_kernels.softmax_attention import blocks, xla
 
 MODES = ["reference", "xla", "xla in small blocks", "xla as in decoding"]
+MODES += ["xla in small blocks on a GPU", "xla as in decoding on a GPU"]
 
 
 @contextlib.contextmanager
 def implementation_of(mode, block_scores=96, block_slots=5, block_rows=3):
     """The implementation's name, with blocks small enough for many of them in a small test."""
+    if mode.endswith(" on a GPU"):  # whose blocks are larger, by these factors
+        sizes = block_scores // blocks.GPU_SCORES, -(-block_slots // blocks.GPU_SLOTS), block_rows
+        on_gpu = mock.patch.object(target, "platform", lambda: "gpu")
+        with on_gpu, implementation_of(mode.removesuffix(" on a GPU"), *sizes) as name:
+            yield name
+        return
     if mode == "xla as in decoding":
         with mock.patch.multiple(xla, FEW_ROWS=1 << 30, FEW_ROWS_SLOTS=block_slots):
             yield "xla"
