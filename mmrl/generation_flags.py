@@ -24,6 +24,12 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of what is sampled.", lower_bound=0
 TENSOR_PARALLEL = flags.DEFINE_integer(
     "tensor_parallel", 1, "Devices that share the heads of each layer.", lower_bound=1
 )
+LOOP_COPIES = flags.DEFINE_boolean(
+    "loop_copies",
+    True,
+    "Decode from a copy of the layers' weights as a CPU or GPU reads them best; without it slower, "
+    "in the memory of one.",
+)
 _SETTINGS: dict[str, flags.FlagHolder[Any]] = {
     "temperature": flags.DEFINE_float("temperature", None, "Sampling temperature; 0 is greedy."),
     "top_p": flags.DEFINE_float("top_p", None, "Sample from the fewest tokens that reach this."),
@@ -60,4 +66,5 @@ def loaded_model(*, all_devices: bool = False) -> Iterator[tuple[Decoder, Tokeni
         model, tokenizer = load(CHECKPOINT.value, mesh=mesh)
         if tokenizer is None:
             raise UserError(f"{CHECKPOINT.value} has no tokenizer: expected its tokenizer.json")
+        model.config = dataclasses.replace(model.config, loop_copies=LOOP_COPIES.value)
         yield model, tokenizer

@@ -115,7 +115,8 @@ class Decoder(nnx.Module):
         CPUs and GPUs copy what is sliced out of a stack before they multiply. The platform is that
         of `pallas_kernels.target` unless given.
         """
-        return (platform or target.platform()) in ("cpu", "gpu") or not config.scan_layers
+        copied = (platform or target.platform()) in ("cpu", "gpu") or not config.scan_layers
+        return config.loop_copies and copied
 
     @classmethod
     def cache_of_loop(cls, config: DecoderConfig, cache: Cache) -> Cache:
@@ -133,7 +134,7 @@ class Decoder(nnx.Module):
         weights: LoopWeights | None = None
         if self.unstacks(config):
             weights = self._split(in_compute_dtype)
-        elif config.param_dtype != config.dtype:
+        elif config.loop_copies and config.param_dtype != config.dtype:
             weights = [in_compute_dtype(config, nnx.state(run)) for run in self.runs]
         return None if weights is None else jax.lax.optimization_barrier(weights)
 

@@ -51,6 +51,7 @@ def _estimated(config: TrainConfig, plan: Plan) -> Mapping[str, float]:
 def _changes(config: TrainConfig) -> Iterator[dict[str, str]]:
     """From what costs least to what changes the run most."""
     rollout = [{}, {"cache_memory_fraction": "0.5"}, {"cache_memory_fraction": "0.25"}]
+    rollout += [{"model.loop_copies": "False"}] if config.model.loop_copies else []
     update: list[dict[str, str]] = [{}]
     if config.model.remat != "full":
         update.append({"model.remat": "full"})

@@ -55,7 +55,9 @@ def load_initial(path: str, config: DecoderConfig, key: jax.Array, mesh: Mesh) -
     Raises `UserError` where the model has another shape than the config.
     """
     loaded, _ = load(path, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype)
-    found = dataclasses.replace(loaded.config, remat=config.remat, head_dtype=config.head_dtype)
+    choices = ("remat", "head_dtype", "scan_layers", "loop_copies")  # of no matter to the weights
+    chosen = {name: getattr(config, name) for name in choices}
+    found = dataclasses.replace(loaded.config, **chosen)
     expected = dataclasses.replace(config, lora=None)
     for field in dataclasses.fields(DecoderConfig):
         is_, should = getattr(found, field.name), getattr(expected, field.name)

@@ -179,6 +179,8 @@ def test_decoding_reads_a_copy_of_the_layers_where_it_makes_one():
     assert loop_weights(narrow) == (layers - router) / 2 + router
     assert loop_weights(Step(CONFIG, WORK, mesh)) == 0
     assert loop_weights(Step(CONFIG, WORK, mesh, platform="gpu")) == layers
+    without = dataclasses.replace(CONFIG, loop_copies=False)
+    assert loop_weights(Step(without, WORK, mesh, platform="gpu")) == 0
     held, as_stored = device_bytes(narrow), device_bytes(Step(CONFIG, WORK, mesh))
     assert held.rollout_parameters == as_stored.rollout_parameters
     saved = 30 * (layers - loop_weights(narrow))

@@ -182,12 +182,12 @@ def test_samples_of_a_group_differ(model):
     assert rollout.tokens[0, 0].tolist() != rollout.tokens[0, 1].tolist()
 
 
-@pytest.mark.parametrize(("unstacks", "copies"), [(False, 1 / 3), (True, 4 / 3)])
-def test_sampling_copies_the_parameters_once_on_a_cpu_and_else_not(unstacks, copies, monkeypatch):
+@pytest.mark.parametrize(("loop_copies", "copies"), [(False, 1 / 3), (True, 4 / 3)])
+def test_sampling_copies_the_parameters_once_if_at_all(loop_copies, copies):
     """Temporaries hold one of the 4 layers' weights at a time, or all of them cut into layers."""
-    if not unstacks:
-        monkeypatch.setattr(Decoder, "loop_weights", lambda self: None)
-    config = dataclasses.replace(CONFIG, hidden_size=256, intermediate_size=512, num_heads=8)
+    config = dataclasses.replace(
+        CONFIG, hidden_size=256, intermediate_size=512, num_heads=8, loop_copies=loop_copies
+    )
     graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     sampling = SamplingConfig(group_size=1, max_new_tokens=4)

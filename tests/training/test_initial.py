@@ -41,7 +41,7 @@ def config(data_file, pretrained, monkeypatch) -> TrainConfig:
     return replace(
         config,
         initial=pretrained[1],
-        model=replace(config_of(pretrained[1]), remat=config.model.remat),
+        model=replace(config_of(pretrained[1]), remat="full", scan_layers=False),
         warmstart=replace(config.warmstart, steps=0),
         checkpoint=replace(config.checkpoint, interval=1),
         steps=1,
