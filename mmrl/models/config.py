@@ -57,6 +57,10 @@ class RopeScaling:
             )
 
 
+# The fields that say how a decoder computes and not what: no checkpoint depends on them.
+HOW_IT_COMPUTES = ("param_dtype", "dtype", "head_dtype", "remat", "scan_layers", "loop_copies")
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """Sizes and choices of a `Decoder`.

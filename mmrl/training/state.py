@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from mmrl.compilation import run_once_options
 from mmrl.errors import UserError
 from mmrl.models import Decoder, DecoderConfig, load
+from mmrl.models.config import HOW_IT_COMPUTES
 from mmrl.sharding import shardings
 
 HOST_MEMORY = "pinned_host"  # what TPUs and GPUs call it
@@ -55,9 +56,9 @@ def load_initial(path: str, config: DecoderConfig, key: jax.Array, mesh: Mesh) -
     Raises `UserError` where the model has another shape than the config.
     """
     loaded, _ = load(path, mesh=mesh, dtype=config.dtype, param_dtype=config.param_dtype)
-    choices = ("remat", "head_dtype", "scan_layers", "loop_copies")  # of no matter to the weights
-    chosen = {name: getattr(config, name) for name in choices}
-    found = dataclasses.replace(loaded.config, **chosen)
+    found = dataclasses.replace(
+        loaded.config, **{name: getattr(config, name) for name in HOW_IT_COMPUTES}
+    )
     expected = dataclasses.replace(config, lora=None)
     for field in dataclasses.fields(DecoderConfig):
         is_, should = getattr(found, field.name), getattr(expected, field.name)

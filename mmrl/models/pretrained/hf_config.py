@@ -9,7 +9,7 @@ from typing import Any
 
 from mmrl.annotations import convert
 from mmrl.errors import UserError, nearest
-from mmrl.models.config import DecoderConfig, LayerKind
+from mmrl.models.config import HOW_IT_COMPUTES, DecoderConfig, LayerKind
 from mmrl.models.pretrained import rope
 from mmrl.models.pretrained.architectures import (
     ARCHITECTURES,
@@ -136,8 +136,8 @@ def smallest_period(kinds: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
 def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
     """config.json of the first architecture that this decoder is one of.
 
-    Compute, head and parameter dtype, rematerialisation and adapters have no place in it. Raises
-    `UserError` with the fields that stand in the way if there is none.
+    How it computes and adapters have no place in it. Raises `UserError` with the fields that stand
+    in the way if there is none.
     """
     wanted = canonical(config)
     best: list[str] | None = None
@@ -162,7 +162,7 @@ def canonical(config: DecoderConfig) -> DecoderConfig:
     """The config without what no config.json says, and with what makes no difference at default."""
     default = {f.name: f.default for f in dataclasses.fields(DecoderConfig)}
     kinds = config.layer_pattern * config.num_groups
-    reset = ["param_dtype", "dtype", "head_dtype", "remat", "lora"]
+    reset = [*HOW_IT_COMPUTES, "lora"]
     if "lightning" not in kinds:
         reset += ["lightning_alpha", "lightning_beta", "lightning_slopes"]
     if not config.num_experts:
