@@ -12,7 +12,7 @@ from pallas_kernels import static_report, tpu_schedule, tpu_static
 
 needs_compiler = pytest.mark.skipif(not tpu_schedule.available(), reason=tpu_schedule.REMEDY)
 BARS = {
-    "lightning_attention_forward": 0.80,
+    "lightning_attention_forward": 0.75,
     "lightning_attention_backward": 0.70,
     "lightning_attention_decode": 0.80,
 }
