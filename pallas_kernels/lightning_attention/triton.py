@@ -43,15 +43,16 @@ class Blocks(NamedTuple):
     stages: int
 
     @classmethod
-    def of(cls, dtype, dim: int) -> "Blocks":
+    def of(cls, dtype, dim: int, segments: bool = False) -> "Blocks":
         """In bfloat16 the 64 rows of one wgmma; the parts of float32 need many registers.
 
-        Of the pieces without spills, where D is padded, those of 64: each masks its loads.
+        Of the pieces without spills, where D is padded, those of 64: each masks its loads. With
+        segments two stages spill, and three do not; without, three leave room for one block.
         """
         if dtype == jnp.float32:
             piece = 32 if dim == _width(dim) else 64
             return cls(chunk=16, piece=piece, columns=16, warps=4, stages=1)
-        return cls(chunk=64, piece=64, columns=32, warps=4, stages=2)
+        return cls(chunk=64, piece=64, columns=32, warps=4, stages=3 if segments else 2)
 
 
 def unsupported(q: jax.Array) -> str | None:
@@ -275,7 +276,7 @@ def _call(kernel, run: _Run, operands, specs, shapes, out_specs):
     """Launches a kernel over (blocks of columns, splits, heads, rows)."""
     layout, positions = run.layout, run.positions or ()
     batch, _, heads, _ = operands[0].shape
-    blocks = Blocks.of(operands[0].dtype, layout.dim)
+    blocks = Blocks.of(operands[0].dtype, layout.dim, segments=run.positions is not None)
     gaps = pl.BlockSpec((None, layout.length + 1), lambda e, s, h, b: (b, 0))
     return pl.pallas_call(
         functools.partial(kernel, layout=layout),
