@@ -46,13 +46,12 @@ def figures(new_tokens: int) -> dict[str, dict[str, float]]:
 
 def differences(config: DecoderConfig, new_tokens: int) -> np.ndarray:
     """|sampler - trainer| of every token, [prompts, samples, tokens]."""
-    graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
+    model = Decoder(config, nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    prompts = rng.integers(0, config.vocab_size, (PROMPTS, PROMPT_LENGTH)).astype(np.int32)
-    lengths = np.full(PROMPTS, PROMPT_LENGTH, np.int32)
+    prompts = rng.integers(0, config.vocab_size, (PROMPTS, PROMPT_LENGTH)).tolist()
     sampling = SamplingConfig(group_size=SAMPLES, max_new_tokens=new_tokens)
-    model = nnx.merge(graphdef, params)
-    rollout = generate(model, (prompts, lengths), sampling, jax.random.key(0))
+    rollout = generate(model, prompts, sampling, jax.random.key(0))
+    graphdef, params = nnx.split(model)
     scored = score_logprobs(
         params, rollout.arrays(), graphdef=graphdef, temperature=1.0, micro_batches=1
     )

@@ -119,6 +119,12 @@ class Decoder(nnx.Module):
         return config.loop_copies and copied
 
     @classmethod
+    def copies_weights(cls, config: DecoderConfig, platform: str | None = None) -> bool:
+        """Whether `loop_weights` makes a copy: to cut the layers apart, or to cast them."""
+        cast = config.loop_copies and config.param_dtype != config.dtype
+        return cast or cls.unstacks(config, platform)
+
+    @classmethod
     def cache_of_loop(cls, config: DecoderConfig, cache: Cache) -> Cache:
         """The cache as a loop over tokens wants it, beside the weights of `loop_weights`."""
         return cache.unstacked() if cls.unstacks(config) else cache
@@ -130,26 +136,12 @@ class Decoder(nnx.Module):
         platform wants them so (`unstacks`). A loop calls this before its first step, and pays for
         one copy instead of one a token. Its cache must be that of `cache_of_loop`.
         """
-        config = self.config
-        weights: LoopWeights | None = None
-        if self.unstacks(config):
-            weights = self._split(in_compute_dtype)
-        elif config.loop_copies and config.param_dtype != config.dtype:
-            weights = [in_compute_dtype(config, nnx.state(run)) for run in self.runs]
-        return None if weights is None else jax.lax.optimization_barrier(weights)
-
-    def _split(self, cast=lambda config, state: state) -> Layers:
-        """The weights of each layer, by run; their gradients are concatenated into the stacks'."""
-
-        def layers(run: DecoderLayer) -> list[nnx.State]:
-            leaves, treedef = jax.tree.flatten(cast(self.config, nnx.state(run)))
-            parts = [jax.lax.split(x, (1,) * len(x)) for x in leaves]
-            return [
-                jax.tree.unflatten(treedef, [x[0] for x in layer])
-                for layer in zip(*parts, strict=True)
-            ]
-
-        return [layers(run) for run in self.runs]
+        if not self.copies_weights(self.config):
+            return None
+        stacks = [in_compute_dtype(self.config, nnx.state(run)) for run in self.runs]
+        return jax.lax.optimization_barrier(
+            _split(stacks) if self.unstacks(self.config) else stacks
+        )
 
     def hidden_states(
         self,
@@ -177,7 +169,7 @@ class Decoder(nnx.Module):
         cache = None if cache is None else cache.advance(positions, segment_ids)
         given = cache
         if layers is None and not config.scan_layers:
-            layers = self._split()
+            layers = _split([nnx.state(run) for run in self.runs])
         apart = layers is not None and isinstance(layers[0], list)
         entries: tuple = (None,) * len(self.runs)
         if cache is not None:
@@ -365,6 +357,19 @@ class Decoder(nnx.Module):
         found = reference.of_logits(logits, tokens.reshape(-1), support)
         logprobs, entropy = (x.reshape(tokens.shape) for x in found)
         return logprobs, entropy
+
+
+def _split(stacks: list[nnx.State]) -> Layers:
+    """The weights of each layer, by run; their gradients are concatenated into the stacks'."""
+
+    def layers(stack: nnx.State) -> list[nnx.State]:
+        leaves, treedef = jax.tree.flatten(stack)
+        parts = [jax.lax.split(x, (1,) * len(x)) for x in leaves]
+        return [
+            jax.tree.unflatten(treedef, [x[0] for x in layer]) for layer in zip(*parts, strict=True)
+        ]
+
+    return [layers(stack) for stack in stacks]
 
 
 def in_compute_dtype(config: DecoderConfig, state: nnx.State) -> nnx.State:

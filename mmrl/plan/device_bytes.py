@@ -174,8 +174,7 @@ def parameter_bytes(
 def loop_weights(step: Step) -> float:
     """Bytes of the copy that decoding makes of the layers' weights (`Decoder.loop_weights`)."""
     config = step.config
-    same = config.param_dtype == config.dtype and not Decoder.unstacks(config, step.platform)
-    if same or not config.loop_copies:
+    if not Decoder.copies_weights(config, step.platform):
         return 0.0
     narrow = dataclasses.replace(config, param_dtype=config.dtype)
     return parameter_bytes(narrow, step.mesh, "decode", of_layers=True)

@@ -23,6 +23,7 @@ from mmrl.compilation import model_jit
 from mmrl.errors import UserError
 from mmrl.models import Cache, Decoder, DecoderConfig
 from mmrl.models.decoder import LoopWeights, in_compute_dtype
+from mmrl.rollout.rows import loop_weights
 from mmrl.rollout.sampling import SamplingConfig, draw
 
 SMALLEST_PIECE, LARGEST_PIECE = 16, 512
@@ -123,14 +124,15 @@ class Conversation:
     @functools.cached_property
     def _layers(self) -> LoopWeights | None:
         """As `Decoder.loop_weights`, by a program that is compiled once for all layers of a run."""
-        if self._layer_shapes is None:
-            return None
-        states = [nnx.split(run)[1] for run in nnx.merge(self._graphdef, self._params).runs]
         if not Decoder.unstacks(self._config):
-            return [_cast(self._config, state) for state in states]
+            return loop_weights(self._graphdef, self._params, "train")
+        model = nnx.merge(self._graphdef, self._params)
         return [
-            [_layer(self._config, state, np.int32(i)) for i in range(len(shapes))]
-            for state, shapes in zip(states, self._layer_shapes, strict=True)
+            [
+                _layer(self._config, nnx.state(run), np.int32(i))
+                for i in range(self._config.num_groups * length)
+            ]
+            for run, (_, length) in zip(model.runs, self._config.runs, strict=True)
         ]
 
     def _read(self, tokens: list[int]) -> None:
@@ -171,9 +173,6 @@ def _layer(config: DecoderConfig, state: nnx.State, index: jax.Array) -> nnx.Sta
     """Layer `index` of the stacked weights of a run, in the compute dtype."""
     layer = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), state)
     return in_compute_dtype(config, layer)
-
-
-_cast = functools.partial(jax.jit, static_argnames="config")(in_compute_dtype)
 
 
 @functools.partial(model_jit, static_argnames="graphdef", donate_argnames="cache")

@@ -15,6 +15,7 @@ from pallas_kernels.lightning_attention.mosaic_tpu_tiling import (
     distances,
     like,
 )
+from pallas_kernels.lightning_attention.parts import parts
 
 
 def forward(
@@ -98,14 +99,6 @@ def dot(
     return lax.dot_general(
         a, b, (contracting, ((), ())), precision=precision, preferred_element_type=jnp.float32
     )
-
-
-def parts(x: jax.Array, dtype, exact: bool) -> list[jax.Array]:
-    """Float32 x in the tokens' dtype: rounded, or for exact products two parts, their sum x."""
-    high = x.astype(dtype)
-    if dtype == jnp.float32 or not exact:
-        return [high]
-    return [high, (x - high.astype(jnp.float32)).astype(dtype)]
 
 
 def only(x: jax.Array, head: int, dim: int) -> jax.Array:

@@ -13,6 +13,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.lightning_attention.parts import parts
+
 
 class Layout(NamedTuple):
     """How a sequence is cut; grid = (width / columns, splits, heads, rows)."""
@@ -112,17 +114,9 @@ def _dot(layout: Layout, a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> j
     )
 
 
-def _parts(layout: Layout, x: jax.Array, dtype) -> list[jax.Array]:
-    """Float32 x in the tokens' dtype: rounded, or for exact products two parts, their sum x."""
-    high = x.astype(dtype)
-    if dtype == jnp.float32 or not layout.exact:
-        return [high]
-    return [high, (x - high.astype(jnp.float32)).astype(dtype)]
-
-
 def _updated(layout: Layout, state, k, v, chunk: _Chunk) -> jax.Array:
     state += chunk.change * state
-    for written in _parts(layout, chunk.write * v.astype(jnp.float32), v.dtype):
+    for written in parts(chunk.write * v.astype(jnp.float32), v.dtype, layout.exact):
         state += _dot(layout, k, written, (0, 0))
     return state
 
@@ -156,10 +150,10 @@ def outputs(slope_ref, *refs, layout: Layout) -> None:
         for piece, part in zip(pieces, state):
             q, k = (_load(ref, chunk, piece) for ref in (q_ref, k_ref))
             scores += _dot(layout, q, k, (1, 1))
-            out += sum(_dot(layout, q, s, (1, 0)) for s in _parts(layout, part, q.dtype))
+            out += sum(_dot(layout, q, s, (1, 0)) for s in parts(part, q.dtype, layout.exact))
         v = _load(v_ref, chunk, block)
         out *= chunk.read
-        for part in _parts(layout, chunk.intra * scores, v.dtype):
+        for part in parts(chunk.intra * scores, v.dtype, layout.exact):
             out += _dot(layout, part, v, (1, 0))
         rows = chunk.start + jnp.arange(layout.chunk) < layout.length
         where = out_ref.at[pl.ds(chunk.start, layout.chunk), :]

@@ -188,12 +188,10 @@ def test_sampling_copies_the_parameters_once_if_at_all(loop_copies, copies):
     config = dataclasses.replace(
         CONFIG, hidden_size=256, intermediate_size=512, num_heads=8, loop_copies=loop_copies
     )
-    graphdef, params = nnx.split(Decoder(config, nnx.Rngs(0)))
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    model = Decoder(config, nnx.Rngs(0))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(model)))
     sampling = SamplingConfig(group_size=1, max_new_tokens=4)
-    tokens, lengths = pad_prompts([[3, 4]])
-    limits, seeds = jnp.full((1, 1), 4), jnp.zeros((1,), jnp.int32)
-    args = (graphdef, params, tokens, lengths, seeds, limits, jax.random.key(0), sampling, "train")
+    args = program_arguments(model, [[3, 4]], sampling, jax.random.key(0))
     generate_program.clear_cache()
     temporary = generate_program.lower(*args).compile().memory_analysis().temp_size_in_bytes
     assert temporary < size * copies
